@@ -1,0 +1,109 @@
+"""What the attacker knows about images in general: a generator and its latent spaces."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mi_audit.core.dataset import Dataset
+from mi_audit.core.paper import Paper
+from mi_audit.core.target import WhiteBoxTarget
+from mi_audit.core.types import Images, Labels, Latents, PerSample
+
+Progress = Callable[[str, int, int], None]
+
+
+class LatentSpace(ABC):
+    """A space of vectors that a generator turns into images.
+
+    Attributes:
+        width: Number of standard normal numbers that one latent is drawn from.
+    """
+
+    width: int
+
+    @abstractmethod
+    def draw(self, noise: Float[Tensor, "b width"]) -> Latents:
+        """The latents that standard normal noise maps to."""
+
+    @abstractmethod
+    def decode(self, latents: Latents) -> Images:
+        """Differentiable map from latents to images in [0, 1]."""
+
+    @abstractmethod
+    def project(self, latents: Latents) -> Latents:
+        """The nearest latents the generator was trained on: the identity, a box, or a ball."""
+
+
+class Prior(ABC):
+    """A generator that the attacker fitted on public images.
+
+    Attributes:
+        z: The space it was trained on.
+    """
+
+    z: LatentSpace
+
+    @property
+    def search(self) -> LatentSpace:
+        """The space attacks optimise in: the one with the smoothest decoder."""
+        return self.z
+
+
+class StylePrior(Prior):
+    """A generator with a disentangled style space, such as StyleGAN2."""
+
+    w: LatentSpace
+
+    @property
+    def search(self) -> LatentSpace:
+        return self.w
+
+
+class CriticPrior(Prior):
+    """A generator that comes with the critic it was trained against."""
+
+    @abstractmethod
+    def realism(self, images: Images) -> PerSample:
+        """Critic score: larger is more like the public images."""
+
+
+class ConditionalPrior(Prior):
+    """A generator of images of a given class."""
+
+    @abstractmethod
+    def decode_as(self, latents: Latents, labels: Labels) -> Images: ...
+
+
+class PriorRecipe(ABC):
+    """A frozen dataclass of hyper-parameters that fits a prior. `fit` and `restore` agree on the tensors between them.
+
+    Attributes:
+        paper: The publication of the method.
+        smoke: The smallest settings that still work, for tests.
+        version: Raised whenever the same settings would fit another prior; part of the cache key.
+        needs_target: True when fitting asks the target, so that every target gets a prior of its own.
+    """
+
+    paper: ClassVar[Paper]
+    smoke: ClassVar[Mapping[str, object]]
+    version: ClassVar[int] = 1
+    needs_target: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, public: Dataset, target: WhiteBoxTarget | None, seed: int, device: str, on_step: Progress) -> dict[str, Tensor]:
+        """Train on public images and return the weights to keep.
+
+        Raises:
+            Diverged: A loss became NaN or infinite.
+        """
+
+    @abstractmethod
+    def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> Prior:
+        """The prior that `fit` trained on `size` x `size` images, from its weights."""
+
+    @abstractmethod
+    def describe(self, size: int, channels: int) -> dict[str, object]:
+        """What a report says about it: objective, steps, parameters, published or not."""

@@ -1,0 +1,306 @@
+"""What an audit returns: plain frozen data, no tensors, so that a saved result can be judged and shown without torch.
+
+Every number is a Quantity: value, unit, count, and an interval or the reason why there is none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = "1.0.0"  # additive changes raise the second figure, others the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A confidence interval.
+
+    Attributes:
+        low, high: Bounds, in the unit of the value.
+        level: Nominal two-sided coverage.
+        method: How it was computed, and over which units.
+    """
+
+    low: float
+    high: float
+    level: float = 0.95
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantity:
+    """A number that can be trusted, or the reason why there is none.
+
+    Attributes:
+        value: None when it could not be measured; never NaN.
+        unit: `share` (0 to 1), `feature distance`, `images`, ...
+        count, counted: How many of what it was measured on.
+        interval: None when `reason` says why.
+        reason: Why value or interval is missing.
+    """
+
+    value: float | None
+    unit: str
+    count: int
+    counted: str
+    interval: Interval | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassValue:
+    """One class under one seed: the mean of a metric over its `count` reconstructions."""
+
+    label: int
+    seed: int
+    value: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement(Quantity):
+    """A metric on the reconstructions of one attack.
+
+    Attributes:
+        name: Short name, used in gate expressions: `attack_acc1`.
+        protocol: `metric/unit/subset/selector@judge`, so that numbers of different protocols are never compared.
+        leak_grows: True when a larger value means more leakage, False when less, None when neither.
+        per_class: The value of each class and seed, when the metric has one.
+    """
+
+    name: str
+    protocol: str
+    leak_grows: bool | None
+    per_class: tuple[ClassValue, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """A network that took part: a target or the evaluator.
+
+    Attributes:
+        ref: As the user wrote it, or `trained by mi-audit`.
+        arch: Architecture, in the grammar of `--arch`.
+        sha256: Hash of the weights.
+        size, channels, num_classes: Input height = width in pixels, input channels, outputs.
+        mean, std: Normalisation after scaling to [0, 1].
+        class_order: How outputs map to the classes of the data: `as given`, `natural`, `lexical`.
+        origins: Where each of these facts came from.
+        accuracy: Top-1 on the test split of the private data.
+        defense: Name and facts of the defense it was trained with; empty when none is known.
+        seed: Training seed, when the tool trained it.
+    """
+
+    ref: str
+    arch: str
+    sha256: str
+    size: int
+    channels: int
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_order: str
+    origins: Mapping[str, str]
+    accuracy: Quantity
+    defense: Mapping[str, object]
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """A data set: where it came from and what was in it."""
+
+    ref: str
+    fingerprint: str
+    images: int
+    classes: int
+    splits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorFacts:
+    """A prior that was used.
+
+    Attributes:
+        name: Recipe.
+        sha256: Hash of the weights.
+        settings: Objective, steps, size, published or light.
+        samples: Picture of random samples, relative to the run folder; None when pictures are off.
+    """
+
+    name: str
+    sha256: str
+    settings: Mapping[str, object]
+    samples: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveFacts:
+    """The mean identity loss along one stage of an attack, averaged over its jobs."""
+
+    stage: str
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """The attacker's surest reconstruction of a class and the private image nearest to it.
+
+    Attributes:
+        label: Class attacked.
+        seed: Seed of the run it came from.
+        file, nearest: Paths relative to the run folder.
+        accepted: The target assigns it to the class.
+        hit: The evaluator assigns it to the class.
+    """
+
+    label: int
+    seed: int
+    file: str
+    nearest: str | None
+    accepted: bool
+    hit: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackResult:
+    """One attack, or one control, over all classes and seeds.
+
+    Attributes:
+        name: Attack name, or `control:random-prior`.
+        role: `attack` or `control`.
+        access: What the attacker saw.
+        prior: Recipe of the prior, and `paper` the citation.
+        settings: Hyper-parameters as run.
+        measurements: Among them `target_acceptance`: the share the target itself assigns to the class.
+        queries: Images the target was asked about, by access.
+        work: Images passed through each network.
+        curves: Loss curves.
+        flags: Reasons to distrust the numbers, such as an attack that did not converge.
+        failed: Jobs that failed, with the error.
+        pictures: One per class.
+    """
+
+    name: str
+    role: Literal["attack", "control"]
+    access: str
+    prior: str
+    paper: str
+    settings: Mapping[str, object]
+    seeds: tuple[int, ...]
+    measurements: tuple[Measurement, ...]
+    queries: Mapping[str, int]
+    work: Mapping[str, int]
+    curves: tuple[CurveFacts, ...] = ()
+    flags: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+    def measurement(self, name: str) -> Measurement | None:
+        """The measurement called `name`, or None."""
+        return next((m for m in self.measurements if m.name == name), None)
+
+
+Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleResult:
+    """One gate rule and what became of it."""
+
+    id: str
+    when: str
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The outcome of all rules: FAIL beats INCONCLUSIVE beats PASS."""
+
+    outcome: Outcome
+    rules: tuple[RuleResult, ...]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditReport:
+    """Everything one audit found. Holds no clock time: the same audit gives the same bytes.
+
+    Attributes:
+        schema_version: Semantic version of this structure.
+        kind: Always `audit`.
+        id: Hash of everything that determines the result.
+        tool: Name and version of the program, of Python and of the libraries that matter.
+        command: A command line that reproduces it.
+        targets: The model under audit; one per training seed when the tool trained it.
+        classes: Class names, in label order.
+        attacked: Labels of the attacked classes.
+        overlap: What was found in the public data that is also in the private data.
+        limits: What this result cannot tell, in sentences.
+    """
+
+    schema_version: str = SCHEMA_VERSION
+    kind: Literal["audit"] = "audit"
+    id: str
+    tool: Mapping[str, str]
+    device: str
+    command: str
+    profile: str
+    targets: tuple[ModelFacts, ...]
+    evaluator: ModelFacts
+    private: DataFacts
+    public: DataFacts
+    overlap: str
+    priors: tuple[PriorFacts, ...]
+    classes: tuple[str, ...]
+    attacked: tuple[int, ...]
+    attacks: tuple[AttackResult, ...]
+    verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    papers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A measurement before and after a defense.
+
+    Attributes:
+        attack: Name of the attack; `utility` for the accuracy of the model itself.
+        name: Name of the measurement.
+        before, after: As measured on the undefended twin and on the defended model.
+        difference: After minus before, paired by class and seed.
+        meaning: `less leakage`, `more leakage`, `no significant change`, `better`, `worse`, or `not comparable`.
+    """
+
+    attack: str
+    name: str
+    before: Quantity
+    after: Quantity
+    difference: Quantity
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A defended model beside its undefended twin, or any two audits beside each other.
+
+    Attributes:
+        defense: Method, its settings, the resolved cut, the training recipe; empty when two audits were compared.
+        model: File of the defended weights relative to the run folder, when the tool trained them.
+        summary: One sentence that says what changed.
+    """
+
+    schema_version: str = SCHEMA_VERSION
+    kind: Literal["comparison"] = "comparison"
+    id: str
+    command: str
+    defense: Mapping[str, object]
+    model: str | None
+    before: AuditReport
+    after: AuditReport
+    changes: tuple[Change, ...]
+    summary: str
+    verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,151 @@
+"""The model under audit, as the attacker is allowed to see it."""
+
+import enum
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from mi_audit.core.errors import QueryBudgetExceeded
+from mi_audit.core.types import Features, Images, Labels, Logits, Scores
+
+
+class Access(enum.IntEnum):
+    """How much of the target the attacker holds; larger sees more."""
+
+    LABEL_ONLY = 1
+    SCORE = 2
+    WHITE_BOX = 3
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass
+class QueryLedger:
+    """Counts images, not calls: a batch of 64 costs 64.
+
+    Attributes:
+        budget: Images that may be asked for in all; None is unlimited.
+        spent: Images asked for so far, by access.
+    """
+
+    budget: int | None = None
+    spent: Counter[Access] = field(default_factory=Counter)
+
+    def charge(self, access: Access, images: int) -> None:
+        """Add `images` queries. Raises QueryBudgetExceeded before the query is answered."""
+        if self.budget is not None and self.spent.total() + images > self.budget:
+            raise QueryBudgetExceeded(
+                f"expected at most {self.budget} queries, got {self.spent.total() + images}; raise --max-queries"
+            )
+        self.spent[access] += images
+
+
+class LabelOnlyTarget(ABC):
+    """A target that answers with the predicted class and nothing else."""
+
+    access: ClassVar = Access.LABEL_ONLY
+    num_classes: int
+    ledger: QueryLedger
+
+    @abstractmethod
+    def labels(self, images: Images) -> Labels: ...
+
+
+class ScoreTarget(LabelOnlyTarget):
+    """A target that answers with the probability of every class."""
+
+    access: ClassVar = Access.SCORE
+
+    @abstractmethod
+    def scores(self, images: Images) -> Scores: ...
+
+
+class WhiteBoxTarget(ScoreTarget):
+    """A target whose weights the attacker holds."""
+
+    access: ClassVar = Access.WHITE_BOX
+
+    @abstractmethod
+    def logits(self, images: Images) -> Logits:
+        """Logits, differentiable with respect to the images; the weights never receive a gradient."""
+
+    @abstractmethod
+    def features(self, images: Images) -> Features:
+        """The input of the last linear layer, differentiable like `logits`."""
+
+
+class TorchTarget(WhiteBoxTarget):
+    """A target backed by a network; frozen and in eval mode from here on.
+
+    Args:
+        model: Maps images in [0, 1] to logits; it owns its resize and normalisation.
+        num_classes: Number of logits.
+        head: The last linear layer of `model`, whose input are the features.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int, head: nn.Module, ledger: QueryLedger | None = None) -> None:
+        self.num_classes = num_classes
+        self.ledger = ledger or QueryLedger()
+        self._head = head
+        self._model = model.eval().requires_grad_(False)
+
+    def labels(self, images: Images) -> Labels:
+        self.ledger.charge(Access.LABEL_ONLY, len(images))
+        with torch.no_grad():
+            return self._model(images).argmax(dim=1)
+
+    def scores(self, images: Images) -> Scores:
+        self.ledger.charge(Access.SCORE, len(images))
+        with torch.no_grad():
+            return self._model(images).float().softmax(dim=1)
+
+    def logits(self, images: Images) -> Logits:
+        self.ledger.charge(Access.WHITE_BOX, len(images))
+        return self._model(images)
+
+    def features(self, images: Images) -> Features:
+        self.ledger.charge(Access.WHITE_BOX, len(images))
+        caught: list[torch.Tensor] = []
+        handle = self._head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
+        try:
+            self._model(images)
+        finally:
+            handle.remove()
+        return caught[-1].flatten(1)
+
+
+class LabelOnlyView(LabelOnlyTarget):
+    """A target stripped to its predicted labels: the other methods do not exist on this object."""
+
+    def __init__(self, target: LabelOnlyTarget) -> None:
+        self.num_classes = target.num_classes
+        self.ledger = target.ledger
+        self._target = target
+
+    def labels(self, images: Images) -> Labels:
+        return self._target.labels(images)
+
+
+class ScoreView(ScoreTarget):
+    """A target stripped to its scores."""
+
+    def __init__(self, target: ScoreTarget) -> None:
+        self.num_classes = target.num_classes
+        self.ledger = target.ledger
+        self._target = target
+
+    def labels(self, images: Images) -> Labels:
+        return self._target.labels(images)
+
+    def scores(self, images: Images) -> Scores:
+        return self._target.scores(images)
+
+
+def restricted(target: WhiteBoxTarget, access: Access) -> LabelOnlyTarget:
+    """The view of `target` that an attacker with `access` gets."""
+    return {Access.LABEL_ONLY: LabelOnlyView, Access.SCORE: ScoreView}.get(access, lambda whole: whole)(target)

@@ -1,0 +1,62 @@
+"""A world small enough to solve by hand: four classes, each a bright quadrant of an 8x8 image."""
+
+import torch
+from torch import Tensor, nn
+
+from mi_audit.core.dataset import Dataset
+from mi_audit.core.prior import CriticPrior, LatentSpace, StylePrior
+from mi_audit.core.target import TorchTarget
+
+
+def prototypes() -> Tensor:
+    images = torch.zeros(4, 3, 8, 8)
+    for label in range(4):
+        row, column = divmod(label, 2)
+        images[label, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1.0
+    return images
+
+
+def classifier() -> nn.Sequential:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    head = net[1]
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(prototypes().flatten(1) / 12)
+        head.bias.zero_()
+    return net
+
+
+def target() -> TorchTarget:
+    net = classifier()
+    return TorchTarget(net, num_classes=4, head=net[1])
+
+
+class ToySpace(LatentSpace):
+    width = 4
+
+    def draw(self, noise: Tensor) -> Tensor:
+        return self.project(noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return torch.einsum("bk,kchw->bchw", latents.sigmoid(), prototypes())
+
+    def project(self, latents: Tensor) -> Tensor:
+        return latents.clamp(-3, 3)
+
+
+class ToyPrior(StylePrior, CriticPrior):
+    """A latent with one number per quadrant; the critic likes images of mean brightness one quarter."""
+
+    z = w = ToySpace()
+
+    def realism(self, images: Tensor) -> Tensor:
+        return -(images.mean(dim=(1, 2, 3)) - 0.25).square()
+
+
+def dataset(per_class: int = 6, size: int = 8, seed: int = 0) -> Dataset:
+    """Noisy copies of the four quadrants, ordered by class."""
+    noise = torch.rand(4 * per_class, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    images = (0.8 * prototypes().repeat_interleave(per_class, 0) + 0.2 * noise).repeat_interleave(size // 8, 2)
+    pixels = (images.repeat_interleave(size // 8, 3) * 255).to(torch.uint8)
+    labels = torch.arange(4).repeat_interleave(per_class)
+    return Dataset("toy", pixels, labels, ("north-west", "north-east", "south-west", "south-east"), f"toy-{per_class}-{size}-{seed}")
