@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -93,8 +94,16 @@ class PriorRecipe(ABC):
     needs_target: ClassVar[bool] = False
 
     @abstractmethod
-    def fit(self, public: Dataset, target: WhiteBoxTarget | None, seed: int, device: str, on_step: Progress) -> dict[str, Tensor]:
-        """Train on public images and return the weights to keep.
+    def fit(
+        self,
+        public: Dataset,
+        target: WhiteBoxTarget | None,
+        seed: int,
+        device: str,
+        on_step: Progress,
+        checkpoint: Path | None = None,
+    ) -> dict[str, Tensor]:
+        """Train on public images and return the weights to keep; resumes from `checkpoint` when it exists.
 
         Raises:
             Diverged: A loss became NaN or infinite.
@@ -107,3 +116,11 @@ class PriorRecipe(ABC):
     @abstractmethod
     def describe(self, size: int, channels: int) -> dict[str, object]:
         """What a report says about it: objective, steps, parameters, published or not."""
+
+    @abstractmethod
+    def planned_steps(self, images: int, size: int, channels: int) -> int:
+        """Training steps that `fit` takes on `images` public images, for time estimates."""
+
+    @abstractmethod
+    def shortened(self, steps: int) -> "PriorRecipe":
+        """The same recipe cut to `steps` training steps, for a probe of its speed."""

@@ -1,9 +1,9 @@
 """Random numbers that belong to a sample, not to a batch.
 
-Each (class, restart) owns a key. A draw is a pure function of the key, the name of the draw and the step, so a result does
-not depend on which samples share a batch, in how many chunks a run is cut, or where it was resumed. The generator is the
-SplitMix64 finaliser over a counter (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014);
-integers wrap the same way on every device.
+Each (class, restart) owns a key. A draw is a pure function of the key, the name of the draw and the step, so a result
+does not depend on which samples share a batch, in how many chunks a run is cut, or where it was resumed. The generator
+is the SplitMix64 finaliser over a counter (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014); integers wrap the same way on every device.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ STEP = 0xD1342543DE82EF95 - (1 << 64)  # an odd multiplier that keeps the steps 
 @dataclass(frozen=True, slots=True)
 class Streams:
     """One random stream per row; every method is deterministic and has no state.
+
+    The `step` of a draw is one number for all rows, or one number per row.
 
     Attributes:
         keys: One 64-bit key per row.
@@ -44,17 +46,18 @@ class Streams:
     def __getitem__(self, rows: Tensor | slice) -> "Streams":
         return Streams(self.keys[rows])
 
-    def uniform(self, name: str, *shape: int, step: int = 0) -> Float[Tensor, "b *shape"]:
+    def uniform(self, name: str, *shape: int, step: int | Labels = 0) -> Float[Tensor, "b *shape"]:
         """Uniform numbers in [0, 1) with 24 bits, `shape` of them per row."""
         return self._bits(name, shape, step) * 2.0**-24
 
-    def normal(self, name: str, *shape: int, step: int = 0) -> Float[Tensor, "b *shape"]:
+    def normal(self, name: str, *shape: int, step: int | Labels = 0) -> Float[Tensor, "b *shape"]:
         """Standard normal numbers by the Box-Muller transform; their magnitude stays below 5.9."""
         radius = (-2 * torch.log((self._bits(name + "/radius", shape, step) + 0.5) * 2.0**-24)).sqrt()
         return radius * torch.cos(2 * math.pi * self.uniform(name + "/angle", *shape, step=step))
 
-    def _bits(self, name: str, shape: tuple[int, ...], step: int) -> Float[Tensor, "b *shape"]:
-        draw = _mix(self.keys + _hash(name) + _signed(STEP * (step + 1)))
+    def _bits(self, name: str, shape: tuple[int, ...], step: int | Labels) -> Float[Tensor, "b *shape"]:
+        offset = STEP * (step + 1)  # one integer, or one per row
+        draw = _mix(self.keys + _hash(name) + (offset if isinstance(offset, Tensor) else _signed(offset)))
         counter = torch.arange(1, math.prod(shape) + 1, device=self.keys.device)
         mixed = _mix(draw[:, None] + GOLDEN * counter[None, :])
         return _shift(mixed, 40).to(torch.float32).view(len(self.keys), *shape)

@@ -88,6 +88,7 @@ class ModelFacts:
         accuracy: Top-1 on the test split of the private data.
         defense: Name and facts of the defense it was trained with; empty when none is known.
         seed: Training seed, when the tool trained it.
+        accuracy_per_class: Accuracy and number of test images of each class, for paired comparisons.
     """
 
     ref: str
@@ -103,6 +104,7 @@ class ModelFacts:
     accuracy: Quantity
     defense: Mapping[str, object]
     seed: int | None = None
+    accuracy_per_class: tuple[ClassValue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +273,8 @@ class Change:
         name: Name of the measurement.
         before, after: As measured on the undefended twin and on the defended model.
         difference: After minus before, paired by class and seed.
-        meaning: `less leakage`, `more leakage`, `no significant change`, `better`, `worse`, or `not comparable`.
+        meaning: `less leakage`, `more leakage`, `better` or `worse` utility, `higher` or `lower` where neither is meant,
+            `no significant change`, or `not comparable`.
     """
 
     attack: str

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,17 @@ from torch import Tensor
 from mi_audit.core.errors import OutOfMemory
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Labels
+
+Result = TypeVar("Result")
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Anything that can be cut along its first axis: a tensor, `Streams`, a `range`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...  # noqa: ANN401
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -36,28 +48,41 @@ class Run:
         """One random stream per (label, restart)."""
         return Streams.of(self.seed, labels, restarts)
 
-    def map(self, function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+    def map(self, function: Callable[..., Tensor], *columns: Rows) -> Tensor:
         """Apply `function` to aligned chunks of at most `batch_size` rows and concatenate the results.
-
-        `function` must be a pure function of its rows: a chunk that does not fit the memory is halved and run again.
 
         Raises:
             OutOfMemory: A single row does not fit.
         """
-        results, start, size = [], 0, self.batch_size
-        while start < len(columns[0]):
+        return torch.cat(self.batches(function, *columns))
+
+    def batches(self, function: Callable[..., Result], *columns: Rows) -> list[Result]:
+        """Apply `function` to aligned chunks of at most `batch_size` rows and list the results in order.
+
+        `function` must depend on nothing but its rows: a chunk that does not fit the memory is halved and run again,
+        while the results of the finished chunks are kept.
+
+        Raises:
+            OutOfMemory: A single row does not fit.
+        """
+        results: list[Result] = []
+        start, size, rows = 0, self.batch_size, len(columns[0])
+        while start < rows:
             try:
                 results.append(function(*(column[start : start + size] for column in columns)))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                if size == 1:
-                    raise OutOfMemory("expected one image to fit the device, got out of memory; use another device or smaller images") from error
-                size = max(1, min(size, len(columns[0]) - start) // 2)
+                tried = min(size, rows - start)
+                if tried == 1:
+                    raise OutOfMemory(
+                        "expected one image to fit the device, got out of memory; use another device or smaller images"
+                    ) from error
+                size = tried // 2
                 continue
             start += size
-        return torch.cat(results)
+        return results
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

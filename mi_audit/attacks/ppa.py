@@ -1,0 +1,184 @@
+"""PPA: search any generator's latent space from a shared pool, and keep what survives random crops."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mi_audit.core.attack import Attack
+from mi_audit.core.errors import ConfigError
+from mi_audit.core.paper import Paper
+from mi_audit.core.prior import Prior, StylePrior
+from mi_audit.core.random import Streams
+from mi_audit.core.reconstruction import Reconstructions
+from mi_audit.core.run import Run
+from mi_audit.core.target import WhiteBoxTarget
+from mi_audit.core.types import Images, Labels, Latents, PerSample, Scores
+from mi_audit.nn.descent import Descended, Descent
+from mi_audit.nn.objectives import poincare
+from mi_audit.nn.optimisers import Adam
+from mi_audit.nn.views import RandomCrop, centre_crop
+
+STYLE_LR, PLAIN_LR = 0.005, 0.03  # published for StyleGAN's style space; measured on a small GAN's normal latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPA(Attack[WhiteBoxTarget, Prior]):
+    """Optimise latents under light random crops; return those that the target is surest of under heavier ones.
+
+    Three stages (Sec. 3 of the paper): score a pool of random latents once for all classes, move the `restarts` best of
+    each class by gradient descent on the Poincare loss, return the `keep` most robust, surest first.
+
+    Attributes:
+        pool: Random latents, shared by all classes.
+        restarts: Latents optimised per class, all different; `keep <= restarts <= pool`.
+        keep: Images returned per class.
+        steps: Gradient steps per latent.
+        lr: Adam step size, in latent units; None is 0.005 in a style space and 0.03 in any other.
+        betas: Adam decays.
+        crop: Side of the middle of the image that the target is shown, as a share; 1 shows all of it, 0.78 is what
+            the paper takes of a generator of FFHQ-aligned faces.
+        gentle: Range of the area shares of the crops to optimise under.
+        views: Crops averaged in the final ranking.
+        harsh, stretch: Ranges of the area shares and of the width-to-height ratios of those crops; half are mirrored.
+
+    Raises:
+        ConfigError: The counts do not satisfy `1 <= keep <= restarts <= pool`, or a setting is out of range.
+    """
+
+    paper: ClassVar = Paper(
+        title="Plug & Play Attacks: Towards Robust and Flexible Model Inversion Attacks",
+        authors="Struppek et al.",
+        venue="ICML 2022",
+        url="https://arxiv.org/abs/2201.12179",
+    )
+    smoke: ClassVar = {"pool": 32, "restarts": 4, "keep": 2, "steps": 30, "views": 4, "lr": 0.1}
+    quick: ClassVar = {"pool": 2000, "restarts": 8, "keep": 5, "steps": 60, "views": 25}
+    prior: ClassVar = "gmi-gan"
+    cost: ClassVar = "280 steps through generator and target, 400 target views; shared pool of 5000"
+    deviations: ClassVar = (
+        "Published with StyleGAN2 only; here any prior works. For latents that are not styles the step size is 0.03, "
+        "because the published 0.005 hardly moves standard normal latents within the published number of steps.",
+        "Every image gets its own random crop; the published code draws one crop per batch.",
+        "Crop edges are not rounded to pixels.",
+        "No centre crop by default: small priors are trained on pictures that are cropped already.",
+        "No decay of the step size: only the default file of the published code has it, not its experiments.",
+        "The candidate that was scored is the one that is optimised; the published code truncates the two differently.",
+    )
+
+    pool: int = 5000
+    restarts: int = 200
+    keep: int = 50
+    steps: int = 70
+    lr: float | None = None
+    betas: tuple[float, float] = (0.1, 0.1)
+    crop: float = 1.0
+    gentle: tuple[float, float] = (0.9, 1.0)
+    views: int = 100
+    harsh: tuple[float, float] = (0.5, 0.9)
+    stretch: tuple[float, float] = (0.8, 1.2)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.restarts <= self.pool:
+            raise ConfigError(
+                f"expected 1 <= keep <= restarts <= pool, got {self.keep}, {self.restarts}, {self.pool}; change one"
+            )
+        if min(self.steps, self.views) < 1 or not 0 < self.crop <= 1 or (self.lr is not None and self.lr <= 0):
+            raise ConfigError(
+                f"expected steps and views >= 1, 0 < crop <= 1, lr > 0, "
+                f"got {self.steps}, {self.views}, {self.crop}, {self.lr}; correct them"
+            )
+        self._light()
+        self._heavy()
+
+    @property
+    def sample_steps(self) -> int:
+        return self.restarts * self.steps
+
+    def run(self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run) -> Reconstructions:
+        space = prior.search
+        labels = classes.repeat_interleave(self.restarts)
+        streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
+        start = self._candidates(target, prior, classes, run)
+        latents, curve = self._optimise(target, prior, start, labels, streams, run)
+        robustness = self._robustness(target, prior, latents, labels, streams, run)
+
+        ranked = robustness.view(-1, self.restarts).sort(dim=1, descending=True, stable=True).indices  # k restarts
+        first = torch.arange(len(classes), device=classes.device)[:, None] * self.restarts
+        kept = (first + ranked[:, : self.keep]).flatten()
+        with torch.no_grad():
+            images = run.map(space.decode, latents[kept]).float()
+        run.work.update(generator_forward=len(images))
+        return Reconstructions(images, labels[kept], robustness[kept], (curve,))
+
+    @torch.no_grad()
+    def _candidates(
+        self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run
+    ) -> Float[Tensor, "n *latent"]:
+        """The surest latents of the pool for each class, by the mean over an image and its mirror image."""
+        space, index = prior.search, torch.arange(self.pool, device=classes.device)
+        streams = run.streams(torch.full_like(index, -1), index)  # of no class, so that all classes share one pool
+        pool = space.draw(streams.normal("pool", space.width))
+
+        def score(rows: range, latents: Latents) -> Scores:
+            images = centre_crop(space.decode(latents), self.crop)
+            both = target.scores(images)[:, classes] + target.scores(images.flip(3))[:, classes]
+            run.on_step("pool", rows.stop, self.pool)
+            return both / 2
+
+        scores = run.map(score, range(self.pool), pool)
+        run.work.update(generator_forward=self.pool, target_forward=2 * self.pool)
+        best = scores.sort(dim=0, descending=True, stable=True).indices[: self.restarts]  # restarts k
+        return pool[best.T.flatten()]
+
+    def _optimise(
+        self, target: WhiteBoxTarget, prior: Prior, start: Latents, labels: Labels, streams: Streams, run: Run
+    ) -> Descended:
+        def decode(latents: Latents, labels: Labels) -> Images:
+            del labels
+            return centre_crop(prior.search.decode(latents), self.crop)
+
+        def identity(images: Images, labels: Labels) -> PerSample:
+            return poincare(target.logits(images), labels)
+
+        descent = Descent(
+            stage="optimise",
+            steps=self.steps,
+            decode=decode,
+            identity=identity,
+            views=(self._light(),),
+            optimiser=Adam(self.lr or (STYLE_LR if isinstance(prior, StylePrior) else PLAIN_LR), self.betas),
+        )
+        return descent.search(start, labels, streams, run)
+
+    @torch.no_grad()
+    def _robustness(
+        self, target: WhiteBoxTarget, prior: Prior, latents: Latents, labels: Labels, streams: Streams, run: Run
+    ) -> PerSample:
+        """Mean probability of the label over heavy random crops: images times views, in one stream of full batches."""
+        crop = self._heavy()
+
+        def judge(rows: range, latents: Latents, labels: Labels, streams: Streams) -> PerSample:
+            images = centre_crop(prior.search.decode(latents), self.crop)
+
+            def score(image: Labels, view: Labels) -> PerSample:
+                scores = target.scores(crop(images[image], streams[image], view))
+                return scores.gather(1, labels[image, None]).squeeze(1)
+
+            index = torch.arange(len(rows), device=latents.device).repeat_interleave(self.views)
+            view = torch.arange(self.views, device=latents.device).repeat(len(rows))
+            means = run.map(score, index, view).view(-1, self.views).mean(dim=1)
+            run.on_step("select", rows.stop, total)
+            return means
+
+        total = len(labels)
+        run.work.update(generator_forward=total, target_forward=total * self.views)
+        return run.map(judge, range(total), latents, labels, streams)
+
+    def _light(self) -> RandomCrop:
+        return RandomCrop(self.gentle, name="gentle")
+
+    def _heavy(self) -> RandomCrop:
+        return RandomCrop(self.harsh, self.stretch, flip=0.5, name="harsh")

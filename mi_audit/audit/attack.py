@@ -1,0 +1,157 @@
+"""Run the attacks of a plan against a model and report what leaked."""
+
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from mi_audit import __version__
+from mi_audit.audit import registry
+from mi_audit.audit.classes import select_classes
+from mi_audit.audit.fitting import FittedPrior, fit_prior
+from mi_audit.audit.gate import judge as judge_rules
+from mi_audit.audit.identify import identify
+from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
+from mi_audit.audit.measure import Gallery
+from mi_audit.audit.plan import Plan
+from mi_audit.audit.progress import ProgressSink, Silent
+from mi_audit.audit.runner import Runner, Targets, contender, random_control
+from mi_audit.audit.scene import Scene, open_scene
+from mi_audit.core.attack import Attack
+from mi_audit.core.errors import ConfigError
+from mi_audit.core.report import AttackResult, AuditReport, Comparison, ModelFacts, Verdict
+from mi_audit.store.files import digest
+from mi_audit.store.results import read_result, write_result
+from mi_audit.store.targets import LoadedModel
+
+LIMITS = (
+    "A low number is no proof of anonymity: it says that these attacks, with this prior and budget, did not succeed.",
+    "Attack accuracy counts images that the evaluator assigns to a person; an image can convince a classifier without "
+    "resembling anybody. Look at the pictures, and compare with the control of random prior samples.",
+    "Intervals describe the choice of identities and seeds, not other priors, other evaluators or stronger attacks.",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Court:
+    """The evaluator, ready to look at pictures."""
+
+    model: LoadedModel
+    facts: ModelFacts
+
+
+def run_attack(plan: Plan, progress: ProgressSink | None = None) -> AuditReport:
+    """Attack the model of `plan`, measure what leaked, judge it, and write `result.json` into the run folder.
+
+    Finished jobs of an earlier, interrupted run of the same plan are kept, so the result has the same bytes.
+
+    Raises:
+        AuditError: Any of its kinds; see `mi_audit.core.errors`.
+    """
+    with open_scene(plan, "attack", progress or Silent()) as scene:
+        builds = build_attacks(plan)
+        model, measured = identify(scene.model, scene.splits.test, scene.device)
+        scene.progress.note(
+            f"target {model.arch}: accuracy {measured.value:.3f} on {measured.count} private test images"
+        )
+        facts = model_facts(model, measured)
+        report = audit_models(scene, {seed: (model, facts) for seed in seeds_of(plan)}, load_court(scene), builds)
+        report = replace(report, verdict=verdict_of(report, plan))
+        write_result(scene.folder.path / "result.json", report)
+        discard_pictures(scene)
+        return report
+
+
+def seeds_of(plan: Plan) -> range:
+    """The seeds of a run."""
+    return range(plan.seed, plan.seed + plan.seeds)
+
+
+def load_court(scene: Scene) -> Court:
+    """The evaluator of the plan."""
+    return Court(*load_evaluator(scene))
+
+
+def verdict_of(result: AuditReport | Comparison, plan: Plan) -> Verdict | None:
+    """The outcome of the plan's gate; None when it has no rules."""
+    baseline = read_result(plan.baseline) if plan.baseline else None
+    return judge_rules(result, plan.rules, baseline, plan.max_regression)
+
+
+def build_attacks(plan: Plan) -> dict[str, Attack[Any, Any]]:
+    """The attacks of the plan with the settings of its profile, overridden by the user's.
+
+    Raises:
+        ConfigError: An attack or a setting is unknown, or there is no attack at all.
+    """
+    if not plan.attacks:
+        raise ConfigError("expected at least one attack, got none; name some with --attacks")
+    builds = {}
+    for item in plan.attacks:
+        method = registry.pick("attack", registry.attacks(), item.name)
+        preset = dict(method.quick) if plan.profile == "quick" else {}
+        builds[item.name] = registry.build("attack", method, item.name, preset | dict(item.settings))
+    return builds
+
+
+def audit_models(
+    scene: Scene, targets: Targets, court: Court, builds: Mapping[str, Attack[Any, Any]], folder: str = ""
+) -> AuditReport:
+    """Attack one model per seed with every attack, add the controls, and measure; pictures go below `folder`."""
+    attacked = attacked_classes(scene)
+    runner = Runner(scene, targets, Gallery(scene, as_judge(court.model, scene.device), attacked), attacked, folder)
+    results: list[AttackResult] = []
+    ids: list[str] = []
+    priors: dict[str, dict[int, FittedPrior]] = {}
+    for name, attack in builds.items():
+        if attack.prior not in priors:
+            priors[attack.prior] = {seed: fit_prior(attack.prior, scene, model) for seed, (model, _) in targets.items()}
+        result, jobs = runner.measured(contender(name, attack, tuple(targets)), priors[attack.prior])
+        results.append(result)
+        ids += jobs
+    for name, fitted in priors.items():
+        result, jobs = runner.measured(random_control(name, tuple(targets)), fitted)
+        results.append(result)
+        ids += jobs
+    used = [prior for fitted in priors.values() for prior in fitted.values()]
+    private, public = scene.data_facts()
+    papers = [attack.paper for attack in builds.values()] + [registry.priors()[name].paper for name in priors]
+    return AuditReport(
+        id=digest("audit", ids, court.facts.sha256, scene.plan.metrics),
+        tool=tool_versions(),
+        device=scene.device,
+        command=scene.plan.command,
+        profile=scene.plan.profile,
+        targets=tuple({facts.sha256: facts for _, facts in targets.values()}.values()),
+        evaluator=court.facts,
+        private=private,
+        public=public,
+        overlap=scene.overlap,
+        priors=tuple({prior.facts.sha256: prior.facts for prior in used}.values()),
+        classes=scene.splits.train.classes,
+        attacked=attacked,
+        attacks=tuple(results),
+        warnings=tuple(scene.warnings),
+        limits=LIMITS,
+        papers=tuple(dict.fromkeys(str(paper) for paper in papers)),
+    )
+
+
+def attacked_classes(scene: Scene) -> tuple[int, ...]:
+    """Labels of the classes that the plan names."""
+    train = scene.splits.train
+    return select_classes(scene.plan.classes, len(train.classes), f"{train.fingerprint}/{scene.plan.seed}")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions that can change a number."""
+    libraries = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy")}
+    return {"mi-audit": __version__, "python": platform.python_version(), **libraries}
+
+
+def discard_pictures(scene: Scene) -> None:
+    """With `--images none` no picture outlives the run: the job files hold pixels."""
+    if scene.plan.images == "none":
+        shutil.rmtree(scene.folder.path / "jobs", ignore_errors=True)

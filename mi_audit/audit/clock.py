@@ -1,0 +1,51 @@
+"""Clock time, kept apart from results so that these do not depend on it."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mi_audit.store.runs import RunFolder
+
+
+@dataclass
+class Clock:
+    """Seconds by stage and by job; a resumed run adds to the seconds of the earlier one.
+
+    Attributes:
+        stages, jobs: Seconds spent so far.
+    """
+
+    stages: dict[str, float] = field(default_factory=dict)
+    jobs: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to stage `name`."""
+        yield from self._timed(self.stages, name)
+
+    @contextmanager
+    def job(self, name: str) -> Iterator[None]:
+        """Add the time of the block to job `name`."""
+        yield from self._timed(self.jobs, name)
+
+    @staticmethod
+    def _timed(table: dict[str, float], name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            table[name] = round(table.get(name, 0.0) + time.monotonic() - start, 3)
+
+    def write(self, folder: RunFolder) -> None:
+        """Merge with what an interrupted run left, and save `timing.json`."""
+        path = folder.path / "timing.json"
+        earlier = json.loads(path.read_text()) if path.is_file() else {"stages": {}, "jobs": {}}
+        stages = {name: round(earlier["stages"].get(name, 0.0) + spent, 3) for name, spent in self.stages.items()}
+        total = {
+            "stages": {**earlier["stages"], **stages},
+            "jobs": {**earlier["jobs"], **self.jobs},
+            "total_seconds": round(sum({**earlier["stages"], **stages}.values()), 3),
+        }
+        folder.write_text("timing.json", json.dumps(total, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,181 @@
+"""Retrain a model with a published defense, beside an undefended twin, and attack both."""
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mi_audit.audit import registry
+from mi_audit.audit.attack import audit_models, build_attacks, discard_pictures, load_court, seeds_of, verdict_of
+from mi_audit.audit.compare import compare
+from mi_audit.audit.judge import model_facts
+from mi_audit.audit.measure import per_class
+from mi_audit.audit.plan import Plan
+from mi_audit.audit.pretrain import PublicStart, fresh_private_model, public_start
+from mi_audit.audit.progress import ProgressSink, Silent
+from mi_audit.audit.scene import Scene, as_settings, open_scene
+from mi_audit.core.defense import Defense
+from mi_audit.core.report import ClassValue, Comparison, ModelFacts
+from mi_audit.nn.classifier import Classifier
+from mi_audit.nn.freezing import parse
+from mi_audit.store.results import write_result
+from mi_audit.store.targets import LoadedModel, load_model, save_model
+from mi_audit.train.classifier import Recipe, accuracy, cross_entropy, fit
+
+
+def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
+    """Train the undefended twin and the defended model alike, attack both, compare, and write `result.json`.
+
+    Both start from the same public weights and see the same data in the same order; one pair per seed. The defended
+    weights go to `models/defended-s<seed>.safetensors` with a manifest, so that `mi-audit attack` loads them as they are.
+
+    Raises:
+        AuditError: Any of its kinds; see `mi_audit.core.errors`.
+    """
+    with open_scene(plan, "defend", progress or Silent()) as scene:
+        builds = build_attacks(plan)
+        defense = build_defense(plan)
+        start = public_start(scene, None)
+        recipe = defend_recipe(scene)
+        defense = resolve_freeze(scene, defense, start, recipe)
+        twins, defended = {}, {}
+        for seed in seeds_of(plan):
+            twins[seed] = trained(scene, None, start, recipe, seed)
+            defended[seed] = trained(scene, defense, start, recipe, seed)
+        court = load_court(scene)
+        before = audit_models(scene, twins, court, builds, "undefended")
+        after = audit_models(scene, defended, court, builds, "defended")
+        result = compare(before, after, plan.command)
+        first = seeds_of(plan)[0]
+        result = replace(
+            result,
+            defense=dict(defended[first][1].defense),
+            model=str(_file("defended", first)),
+            warnings=tuple(dict.fromkeys((*result.warnings, *scene.warnings))),
+        )
+        result = replace(result, verdict=verdict_of(result, plan))
+        write_result(scene.folder.path / "result.json", result)
+        if plan.defend.save is not None:
+            _copy_model(scene.folder.path / _file("defended", first), plan.defend.save)
+        discard_pictures(scene)
+        return result
+
+
+def build_defense(plan: Plan, freeze: str | None = None) -> Defense:
+    """The defense of the plan; `freeze`, else `--freeze`, sets its cut."""
+    name = plan.defend.method
+    method = registry.pick("defense", registry.defenses(), name)
+    settings = dict(plan.defend.settings)
+    if (freeze or plan.defend.freeze) is not None:
+        settings["freeze"] = freeze or plan.defend.freeze
+    return registry.build("defense", method, name, settings)
+
+
+def defend_recipe(scene: Scene) -> Recipe:
+    """How both models are fine-tuned from the public start."""
+    plan, small = scene.plan.defend, scene.size <= 40
+    return Recipe(
+        epochs=plan.epochs or (12 if small else 30),
+        lr=plan.lr or 0.05,
+        batch_size=plan.batch_size or 64,
+        augment="faces" if scene.splits.train.channels == 3 else "shift",
+        precision=scene.plan.precision,
+    )
+
+
+def trained(
+    scene: Scene, defense: Defense | None, start: PublicStart, recipe: Recipe, seed: int
+) -> tuple[LoadedModel, ModelFacts]:
+    """One model of a pair: loaded when an interrupted run finished it, else trained and saved."""
+    kind = "undefended" if defense is None else "defended"
+    file = scene.folder.path / _file(kind, seed)
+    if scene.plan.fresh or not file.is_file():
+        scene.progress.stage(f"Training the {kind} model, seed {seed} ({recipe.epochs} epochs)")
+        model, init = fresh_private_model(scene, start, seed)
+        with scene.clock.stage(f"train {kind}"):
+            model, cut, val = _fit(scene, model, defense, recipe, seed, file.with_suffix(".checkpoint"))
+        manifest: dict[str, object] = {
+            "method": "none" if defense is None else scene.plan.defend.method,
+            "kind": "none" if defense is None else defense.kind,
+            "settings": {} if defense is None else as_settings(defense),
+            "resolved": cut,
+            "recipe": asdict(recipe),
+            "init": init,
+            "seed": seed,
+            "val_accuracy": val,
+            "adaptive_attack": "" if defense is None else defense.adaptive,
+        }
+        save_model(file, model, {"defense": manifest})
+    model = replace(load_model(str(file), device=scene.device), ref=str(_file(kind, seed)))
+    measured = accuracy(model.classifier, scene.splits.test, scene.device)
+    scene.progress.note(f"{kind} model, seed {seed}: accuracy {measured.value:.3f} on {measured.count} test images")
+    return model, model_facts(model, measured, seed, accuracy_by_class(scene, model))
+
+
+def _fit(
+    scene: Scene, model: LoadedModel, defense: Defense | None, recipe: Recipe, seed: int, checkpoint: Path | None
+) -> tuple[LoadedModel, dict[str, object], float | None]:
+    net: nn.Module = model.classifier.to(scene.device)
+    cut: dict[str, object] = {}
+    if defense is not None:
+        net, cut = defense.prepare(net, scene.splits.train.images(slice(0, 2), scene.device))
+        scene.progress.note(f"{scene.plan.defend.method}: {cut.get('summary', 'prepared')}")
+    done = fit(
+        net, scene.splits.train, scene.splits.val, recipe, seed=seed, device=scene.device,
+        loss=cross_entropy if defense is None else defense.loss, on_step=scene.progress.step, checkpoint=checkpoint,
+    )  # fmt: skip
+    net = net if defense is None else defense.finish(net)
+    assert isinstance(net, Classifier)  # defenses change what is inside, not the wrapper that owns the input
+    return replace(model, classifier=net), cut, done.val_accuracy
+
+
+def accuracy_by_class(scene: Scene, model: LoadedModel) -> tuple[ClassValue, ...]:
+    """Accuracy and number of images of every class in the test split."""
+    test, target = scene.splits.test, model.target()
+    predicted = torch.cat([target.labels(part.to(scene.device).float() / 255).cpu() for part in test.pixels.split(256)])
+    return per_class((predicted == test.labels).float(), test.labels, torch.zeros_like(test.labels))
+
+
+def resolve_freeze(scene: Scene, defense: Defense, start: PublicStart, recipe: Recipe) -> Defense:
+    """Turn `auto[:delta]` into a cut: the deepest one that costs at most `delta` points of validation accuracy.
+
+    Utility decides, by bisection over the shares 100 % to 0 % in steps of 10 with a third of the epochs; leakage is
+    measured afterwards, on the cut that was found.
+    """
+    settings = as_settings(defense)
+    spec = settings.get("freeze")
+    if not isinstance(spec, str) or parse(spec).kind != "auto":
+        return defense
+    delta = parse(spec).amount / 100
+    short = replace(recipe, epochs=max(1, recipe.epochs // 3))
+    seen: dict[int, float] = {}
+
+    def val_accuracy(share: int) -> float:
+        if share not in seen:
+            scene.progress.stage(f"Searching the freeze point: {share} % ({short.epochs} epochs)")
+            tried = build_defense(scene.plan, f"{share}%") if share else None
+            model, _ = fresh_private_model(scene, start, scene.plan.seed)
+            with scene.clock.stage("search freeze"):
+                seen[share] = _fit(scene, model, tried, short, scene.plan.seed, None)[2] or 0.0
+        return seen[share]
+
+    floor = val_accuracy(0) - delta
+    low, high = 0, 10  # tenths; `low` is known to keep the utility, `high` never does: the head alone is not a cut
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if val_accuracy(10 * middle) >= floor else (low, middle)
+    scene.progress.note(f"--freeze {spec}: {10 * low} % keeps validation accuracy within {100 * delta:.1f} points")
+    return build_defense(scene.plan, f"{10 * low}%" if low else "none")
+
+
+def _file(kind: str, seed: int) -> Path:
+    return Path("models") / f"{kind}-s{seed}.safetensors"
+
+
+def _copy_model(file: Path, destination: Path) -> None:
+    """Place the weights and their sidecar where the user wants them."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, destination)
+    shutil.copyfile(file.with_suffix(".json"), destination.with_suffix(".json"))

@@ -1,0 +1,145 @@
+"""What a run would do and how long it would take, from a probe of a few steps."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from mi_audit.audit import registry
+from mi_audit.audit.attack import attacked_classes, build_attacks
+from mi_audit.audit.defend import defend_recipe
+from mi_audit.audit.fitting import cache_file, profile_settings
+from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
+from mi_audit.audit.plan import Plan
+from mi_audit.audit.progress import ProgressSink, Silent
+from mi_audit.audit.runner import default_batch
+from mi_audit.audit.scene import Scene, open_scene, whole
+from mi_audit.core.prior import Prior
+from mi_audit.store.targets import new_model
+from mi_audit.train.classifier import Recipe, fit
+
+PROBE_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What would run.
+
+    Attributes:
+        rows: Pairs of what and how much, for printing.
+        seconds: Expected time on this machine, without what is cached already.
+        jobs: Number of attack jobs.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+    seconds: float
+    jobs: int
+
+
+def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Estimate:
+    """Load model and data, time a few steps of everything that is slow, and scale up. Nothing is attacked or saved.
+
+    Args:
+        plan: What would run.
+        kind: `attack` or `defend`.
+        progress: Who watches the probe.
+    """
+    with open_scene(plan, kind, progress or Silent(), dry=True) as scene:
+        private, attacked = whole(scene.splits), attacked_classes(scene)
+        sides = 2 if kind == "defend" else 1  # the undefended twin and the defended model
+        attacks = list(_attacks(scene, len(attacked) * plan.seeds * sides))
+        jobs = len(attacks) * -(-len(attacked) // plan.chunk) * plan.seeds * sides
+        parts = [*_priors(scene), *_trainings(scene, kind), *attacks]
+        seconds = round(sum(spent for _, spent in parts), 1)
+        net = scene.model.classifier
+        rows = (
+            ("model", f"{scene.model.arch}, {net.num_classes} classes, {scene.size} px, on {scene.device}"),
+            ("private data", f"{len(private)} images of {len(private.classes)} classes"),
+            ("public data", f"{len(scene.public)} images; overlap: {scene.overlap}"),
+            ("attacked", f"{len(attacked)} classes, {plan.seeds} seed(s), {jobs} jobs"),
+            *((what, _duration(spent)) for what, spent in parts),
+            ("in all", _duration(seconds)),
+        )
+        return Estimate(rows, seconds, jobs)
+
+
+def _trainings(scene: Scene, kind: str) -> Iterator[tuple[str, float]]:
+    plan = scene.plan
+    if plan.evaluator == "auto":
+        arch = plan.evaluator_arch or evaluator_arch(scene.model.arch, scene.size)
+        channels = scene.splits.train.channels
+        recipe = evaluator_recipe(scene.size, channels, plan.evaluator_epochs, plan.precision)
+        yield f"evaluator {arch} (once)", _training_seconds(scene, arch, recipe)
+    if kind == "defend":
+        seconds = _training_seconds(scene, scene.model.arch, defend_recipe(scene))
+        yield f"training of {2 * plan.seeds} models", 2 * plan.seeds * seconds
+
+
+def _training_seconds(scene: Scene, arch: str, recipe: Recipe) -> float:
+    """Time one epoch on a few batches."""
+    train = scene.splits.train
+    probe = train.select(torch.arange(min(len(train), 4 * recipe.batch_size)))
+    nothing = train.select(torch.arange(0))
+    net = scene.model.classifier
+    model = new_model(
+        arch, num_classes=len(train.classes), channels=train.channels, size=net.size, mean=net.mean_values,
+        std=net.std_values, seed=0,
+    )  # fmt: skip
+    start = time.monotonic()
+    fit(model.classifier, probe, nothing, replace(recipe, epochs=1), seed=0, device=scene.device, on_step=_ignore)
+    return (time.monotonic() - start) * recipe.epochs * len(train) / len(probe)
+
+
+def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
+    for name in dict.fromkeys(attack.prior for attack in build_attacks(scene.plan).values()):
+        method = registry.pick("prior", registry.priors(), name)
+        recipe = registry.build("prior", method, name, profile_settings(name, method, scene.plan))
+        if cache_file(scene.cache, name, recipe, scene.public, scene.size, scene.model).is_file():
+            yield f"prior {name} (cached)", 0.0
+            continue
+        start = time.monotonic()
+        _fit_shortly(scene, name)
+        per_step = (time.monotonic() - start) / PROBE_STEPS
+        steps = recipe.planned_steps(len(scene.public), scene.size, scene.public.channels)
+        yield f"prior {name}, {steps:,} steps (once)", steps * per_step
+
+
+def _attacks(scene: Scene, latents: int) -> Iterator[tuple[str, float]]:
+    for name, attack in build_attacks(scene.plan).items():
+        steps = attack.sample_steps * latents
+        yield f"attack {name}, {steps:,} image-steps", steps * _step_seconds(scene, _fit_shortly(scene, attack.prior))
+
+
+def _fit_shortly(scene: Scene, name: str) -> Prior:
+    """A prior of the right size after a few training steps: as fast as a good one."""
+    method = registry.pick("prior", registry.priors(), name)
+    recipe = registry.build("prior", method, name, profile_settings(name, method, scene.plan))
+    target = scene.model.target() if recipe.needs_target else None
+    weights = recipe.shortened(PROBE_STEPS).fit(scene.public, target, 0, scene.device, _ignore)
+    return recipe.restore(weights, scene.size, scene.public.channels, scene.device)
+
+
+def _step_seconds(scene: Scene, prior: Prior) -> float:
+    """Time of one latent through generator and target, forward and backward."""
+    batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
+    target, space = scene.model.target(), prior.search
+    start = time.monotonic()
+    for step in range(PROBE_STEPS + 1):
+        if step == 1:
+            start = time.monotonic()  # the first step warms up
+        latents = space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
+        torch.autograd.grad(target.logits(space.decode(latents)).sum(), latents)
+    if scene.device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return (time.monotonic() - start) / (PROBE_STEPS * batch)
+
+
+def _ignore(label: str, done: int, total: int) -> None:
+    del label, done, total
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

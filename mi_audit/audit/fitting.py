@@ -1,0 +1,87 @@
+"""Priors: fitted once on public images, kept by content hash."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from mi_audit.audit import registry
+from mi_audit.audit.plan import Plan
+from mi_audit.audit.scene import Scene, as_settings
+from mi_audit.core.dataset import Dataset
+from mi_audit.core.prior import Prior, PriorRecipe
+from mi_audit.core.report import PriorFacts
+from mi_audit.store.cache import Cache
+from mi_audit.store.files import digest
+from mi_audit.store.images import contact_sheet, quantise, write_png
+from mi_audit.store.targets import LoadedModel
+from mi_audit.store.weights import hash_weights, read_weights, write_weights
+
+PRIOR_SEED = 0  # priors belong to the public data, not to a run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedPrior:
+    """A prior ready for attacks."""
+
+    name: str
+    prior: Prior
+    facts: PriorFacts
+
+
+def profile_settings(name: str, method: type[PriorRecipe], plan: Plan) -> dict[str, object]:
+    """The user's settings of a recipe; recipes that know profiles get the plan's."""
+    settings: dict[str, object] = dict(plan.prior_settings.get(name, {}))
+    if "profile" in {field.name for field in fields(method)}:  # type: ignore[arg-type]
+        settings.setdefault("profile", plan.prior_profile or ("quick" if plan.profile == "quick" else "standard"))
+    return settings
+
+
+def cache_file(
+    cache: Cache, name: str, recipe: PriorRecipe, public: Dataset, size: int, target: LoadedModel | None
+) -> Path:
+    """Where the fitted weights are kept; a recipe that asks the target gets a file for every target."""
+    asked = target.sha256 if target is not None and recipe.needs_target else None
+    key = digest("prior", name, recipe.version, as_settings(recipe), public.fingerprint, size, public.channels, asked)
+    return cache.folder("priors", key) / "prior.safetensors"
+
+
+def fit_prior(name: str, scene: Scene, target: LoadedModel) -> FittedPrior:
+    """Fit the prior on the public images, or load it when the same was fitted before."""
+    method = registry.pick("prior", registry.priors(), name)
+    recipe = registry.build("prior", method, name, profile_settings(name, method, scene.plan))
+    file = cache_file(scene.cache, name, recipe, scene.public, scene.size, target)
+    facts = recipe.describe(scene.size, scene.public.channels)
+    if not file.is_file():
+        scene.progress.stage(f"Fitting the prior {name} on {len(scene.public)} public images")
+        with scene.clock.stage(f"prior {name}"):
+            weights = recipe.fit(
+                scene.public,
+                target.target() if recipe.needs_target else None,
+                PRIOR_SEED,
+                scene.device,
+                scene.progress.step,
+                checkpoint=file.with_suffix(".checkpoint"),
+            )
+        write_weights(file, {key: value.cpu() for key, value in weights.items()}, {"recipe": name})
+    weights, _ = read_weights(file)
+    prior = recipe.restore(weights, scene.size, scene.public.channels, scene.device)
+    samples = _write_samples(name, prior, scene)
+    return FittedPrior(
+        name, prior, PriorFacts(name=name, sha256=hash_weights(weights), settings=facts, samples=samples)
+    )
+
+
+@torch.no_grad()
+def sample_images(prior: Prior, count: int, seed: int, device: str) -> torch.Tensor:
+    """Random images of the prior, 8-bit; the first ones do not depend on `count`."""
+    noise = torch.randn(count, prior.z.width, generator=torch.Generator().manual_seed(seed))
+    return quantise(prior.z.decode(prior.z.draw(noise.to(device)))).cpu()
+
+
+def _write_samples(name: str, prior: Prior, scene: Scene) -> str | None:
+    if scene.plan.images == "none":
+        return None
+    picture = f"images/prior-{name}.png"
+    write_png(scene.folder.path / picture, contact_sheet(sample_images(prior, 32, 0, scene.device), columns=8))
+    return picture

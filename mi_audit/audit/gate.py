@@ -1,0 +1,193 @@
+"""The only place that says pass or fail. Needs no torch, so that a saved run is judged at once.
+
+A rule is the condition to fail on. `x > limit` fails when the whole interval of x lies above the limit, passes when
+none of it does, and is inconclusive otherwise. Sums combine intervals conservatively (low - high, high - low), except
+that a change against the undefended twin uses its paired interval. A pass also needs evidence that the suite could
+have found a leak.
+"""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+from mi_audit.audit.bounds import Bounds, Case, bounds
+from mi_audit.audit.expression import Condition, Operator, Reference, parse
+from mi_audit.audit.plan import RulePlan
+from mi_audit.core.errors import ConfigError, NothingToAudit
+from mi_audit.core.report import AttackResult, AuditReport, Comparison, Outcome, RuleResult, Verdict
+
+LEAST_ACCEPTANCE = 0.90
+MODEL_METRICS = ("accuracy", "evaluator_accuracy")
+KNOWN = (*MODEL_METRICS, "attack_acc1", "attack_acc5", "knn_distance", "fid", "target_acceptance")
+EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 5}
+RUN_FAILED = 4
+MEASURED_HERE = "NOT_CONVERGED"  # the flag that says what target acceptance says already
+
+
+def judge(
+    result: AuditReport | Comparison,
+    rules: Sequence[RulePlan],
+    baseline: AuditReport | Comparison | None = None,
+    max_regression: float | None = None,
+) -> Verdict | None:
+    """The verdict of all rules on `result`; of a comparison, on the defended model. None when there is no rule.
+
+    Args:
+        result: What to judge.
+        rules: Conditions to fail on.
+        baseline: What `baseline.METRIC` refers to; of a comparison, its defended model. Without one: the
+            undefended twin, when `result` is a comparison.
+        max_regression: Largest rise of `attack_acc1` over the baseline, a share; adds a rule called `regression`.
+
+    Raises:
+        ConfigError: A rule cannot be read, names an unknown metric, or needs a baseline that is not there.
+        NothingToAudit: No attack was run.
+    """
+    case = _case(result, baseline)
+    if not _attacks(case.report):
+        raise NothingToAudit(
+            "expected a result with at least one attack, got none; run `mi-audit attack` with --attacks"
+        )
+    if max_regression is not None:
+        rules = [*rules, RulePlan(id="regression", when=f"attack_acc1 - baseline.attack_acc1 > {max_regression!r}")]
+    if not rules:
+        return None
+    problems = sanity(case.report)
+    judged = tuple(_judge_rule(rule, case, problems) for rule in rules)
+    return Verdict(outcome=_worst([rule.outcome for rule in judged]), rules=judged, reasons=problems)
+
+
+def exit_code(verdict: Verdict | None, failed_jobs: int, exit_zero: bool = False) -> int:
+    """0 pass or nothing gated, 1 fail, 4 a job failed, 5 inconclusive; `exit_zero` forgives 1 and 5 only.
+
+    What stops a run earlier (2 usage, 3 nothing to audit) is carried by the error that was raised.
+    """
+    if failed_jobs:
+        return RUN_FAILED
+    return 0 if verdict is None or exit_zero else EXIT[verdict.outcome]
+
+
+def failed_jobs(result: AuditReport | Comparison) -> tuple[str, ...]:
+    """The jobs that failed, of both sides of a comparison."""
+    reports = (result.before, result.after) if isinstance(result, Comparison) else (result,)
+    return tuple(job for report in reports for attack in report.attacks for job in attack.failed)
+
+
+def sanity(report: AuditReport) -> tuple[str, ...]:
+    """Reasons why low leakage in this report would not show privacy; empty when there are none.
+
+    The attacks must have convinced the target itself, nothing may have failed or been flagged, and the evaluator must
+    be more than half-way between chance and perfect, by the lower end of its interval.
+    """
+    return (*_unconvincing(report), *_unfinished(report), *_weak_evaluator(report))
+
+
+def _case(result: AuditReport | Comparison, baseline: AuditReport | Comparison | None) -> Case:
+    given = baseline.after if isinstance(baseline, Comparison) else baseline
+    if isinstance(result, AuditReport):
+        return Case(result, given, ())
+    return Case(result.after, given, ()) if given else Case(result.after, result.before, result.changes)
+
+
+def _attacks(report: AuditReport) -> tuple[AttackResult, ...]:
+    return tuple(attack for attack in report.attacks if attack.role == "attack")
+
+
+def _unconvincing(report: AuditReport) -> tuple[str, ...]:
+    found = []
+    for attack in _attacks(report):
+        accepted = attack.measurement("target_acceptance")
+        if accepted is None or accepted.value is None:
+            found.append(f"{attack.name}: it is unknown whether the target accepts the reconstructions")
+        elif accepted.value < LEAST_ACCEPTANCE:
+            found.append(
+                f"{attack.name}: the target accepts {accepted.value:.1%} of the reconstructions, less than "
+                f"{LEAST_ACCEPTANCE:.0%}: the attack did not optimise, which does not show privacy"
+            )
+    return tuple(found)
+
+
+def _unfinished(report: AuditReport) -> tuple[str, ...]:
+    failed = [f"{attack.name}: {len(attack.failed)} jobs failed" for attack in report.attacks if attack.failed]
+    flagged = [
+        f"{attack.name}: {flag}"
+        for attack in _attacks(report)
+        for flag in attack.flags
+        if not flag.startswith(MEASURED_HERE)
+    ]
+    return (*failed, *flagged)
+
+
+def _weak_evaluator(report: AuditReport) -> tuple[str, ...]:
+    accuracy = report.evaluator.accuracy
+    needed = (1 + 1 / report.evaluator.num_classes) / 2
+    lowest = accuracy.interval.low if accuracy.interval else accuracy.value
+    if lowest is not None and lowest > needed:
+        return ()
+    got = "is unknown" if lowest is None else f"may be as low as {lowest:.1%}"
+    return (f"the accuracy of the evaluator {got}; it has to exceed {needed:.1%}, half-way from chance to perfect",)
+
+
+def _judge_rule(rule: RulePlan, case: Case, problems: tuple[str, ...]) -> RuleResult:
+    condition = parse(rule.when)
+    for reference in condition.references():
+        _check_known(reference, case, rule.when)
+    on_attacks = any(reference.metric not in MODEL_METRICS for reference in condition.references())
+    loose = any(not reference.attack and reference.metric not in MODEL_METRICS for reference in condition.references())
+    names = [attack.name for attack in _attacks(case.report)] if loose else [""]
+    decisions = [_decide(condition, case, name) for name in names]
+    outcome = _worst([decision for decision, _ in decisions])
+    reason = "; ".join(text for decision, text in decisions if decision == outcome)
+    if outcome == "PASS" and on_attacks and problems:
+        outcome, reason = "INCONCLUSIVE", f"would pass, but {'; '.join(problems)}"
+    return RuleResult(id=rule.id, when=rule.when, outcome=outcome, reason=reason)
+
+
+def _check_known(reference: Reference, case: Case, when: str) -> None:
+    measured = {found.name for attack in case.report.attacks for found in attack.measurements}
+    known = sorted({*KNOWN, *measured})
+    if reference.metric not in known:
+        close = get_close_matches(reference.metric, known, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        raise ConfigError(f"expected a known metric in the gate rule {when!r}, got {reference.metric!r}; {advice}")
+    if reference.source == "baseline" and case.baseline is None:
+        raise ConfigError(f"expected a baseline for the gate rule {when!r}, got none; give --baseline RESULT.json")
+
+
+def _worst(outcomes: Sequence[Outcome]) -> Outcome:
+    order: tuple[Outcome, ...] = ("FAIL", "INCONCLUSIVE", "PASS")
+    return min(outcomes, key=order.index)
+
+
+def _decide(condition: Condition, case: Case, attack: str) -> tuple[Outcome, str]:
+    who = f"{attack}: " if attack else ""
+    left, right = bounds(condition.left, case, attack), bounds(condition.right, case, attack)
+    if isinstance(left, str):
+        return "INCONCLUSIVE", who + left
+    if isinstance(right, str):
+        return "INCONCLUSIVE", who + right
+    outcome = _compare(left, condition.operator, right)
+    side = "above" if condition.operator[0] == ">" else "below"
+    ending = {
+        "FAIL": f"the whole interval is {side} it",
+        "PASS": f"none of the interval is {side} it",
+        "INCONCLUSIVE": f"the interval reaches both sides of it{_more(left, right)}",
+    }[outcome]
+    limit = f"{right}" if isinstance(condition.right, float) else f"{condition.right} = {right}"
+    return outcome, f"{who}{condition.left} = {left}, limit {limit}: {ending}"
+
+
+def _compare(left: Bounds, operator: Operator, right: Bounds) -> Outcome:
+    if operator[0] == "<":
+        left, operator, right = right, ">" if operator == "<" else ">=", left
+    exceeds: Callable[[float, float], bool] = float.__gt__ if operator == ">" else float.__ge__
+    if exceeds(left.low, right.high):
+        return "FAIL"
+    return "INCONCLUSIVE" if exceeds(left.high, right.low) else "PASS"
+
+
+def _more(left: Bounds, right: Bounds) -> str:
+    """How much more data would decide, if value and spread stay: the width of an interval falls as 1 / sqrt(n)."""
+    gap, half = abs(left.value - right.value), (left.high - left.low + right.high - right.low) / 2
+    if half <= gap or gap < half / 100:  # decided, or hopeless
+        return ""
+    return f"; about {(half / gap) ** 2:.1f} times as many classes and seeds would decide if the value stayed"

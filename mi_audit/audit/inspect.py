@@ -1,0 +1,124 @@
+"""What a file of weights is, found out without running anything in it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mi_audit.core.errors import TargetError
+from mi_audit.store.checkpoints import Checkpoint, open_checkpoint, recognise
+from mi_audit.store.files import hash_file
+from mi_audit.store.manifest import Declared, beside, canonical, within
+from mi_audit.store.pickles import dangerous, globals_in, is_torchscript
+from mi_audit.store.references import PUBLISHED, locate
+from mi_audit.store.resolution import read_labels, resolve
+from mi_audit.store.weights import hash_weights
+
+FACTS = (
+    "arch",
+    "num_classes",
+    "channels",
+    "size",
+    "mean",
+    "std",
+    "class_names",
+    "order",
+    "logits_index",
+    "model_kwargs",
+)
+
+
+def inspect_model(
+    ref: str,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    channels: int | None = None,
+    size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    labels: Path | None = None,
+    class_order: str = "auto",
+    model_kwargs: Mapping[str, object] | None = None,
+    allow_pickle: bool = False,
+) -> dict[str, Any]:
+    """Every fact with its origin, the file's ledger, and the sidecar json that would make the model load without flags.
+
+    Files that can run code are never run, whatever `allow_pickle` says; what they would call is listed instead.
+
+    Raises:
+        TargetError: There is no such file, or it is damaged.
+    """
+    del allow_pickle
+    flags = Declared.of(
+        "flag", arch=arch, num_classes=num_classes, channels=channels, size=size, mean=mean, std=std,
+        class_names=read_labels(labels) if labels else None, model_kwargs=model_kwargs or None,
+    )  # fmt: skip
+    found: dict[str, Any] = {"ref": ref, "facts": {}, "parameters": None, "file": None, "config": None, "problems": []}
+    if ref.startswith(PUBLISHED):
+        found["problems"] = [f"{ref} names published weights, which are downloaded when they are used"]
+        return found
+    path = locate(ref)
+    found["file"] = _ledger(path)
+    if not found["file"]["safe"]:
+        found["problems"] = ["this file runs code when it is loaded; export it as safetensors, or add --allow-pickle"]
+        return found
+    checkpoint = open_checkpoint(path)
+    found["file"] |= {"format": checkpoint.format, "notes": list(checkpoint.notes)}
+    found["parameters"] = sum(tensor.numel() for name, tensor in checkpoint.tensors.items() if _is_parameter(name))
+    found["sha256"] = hash_weights(checkpoint.tensors)
+    declared, problem, alternatives = _resolved(checkpoint, flags, ref)
+    found["facts"] = {
+        name: {"value": getattr(declared, name), "origin": declared.origins.get(name, "unknown")} for name in FACTS
+    }
+    found["facts"]["class_order"] = {
+        "value": class_order,
+        "origin": "flag" if class_order != "auto" else "checked by accuracy",
+    }
+    found["alternatives"] = list(alternatives)
+    if alternatives:
+        problem = f"{', '.join((str(declared.arch), *alternatives))} fit these tensors; accuracy decides, or add --arch"
+    found["problems"] = [problem] if problem else []
+    found["config"] = _config(declared, certain=not alternatives)
+    return found
+
+
+def config_text(found: Mapping[str, Any]) -> str:
+    """The sidecar json to save beside the weights."""
+    return canonical(found["config"] or {})
+
+
+def _resolved(checkpoint: Checkpoint, flags: Declared, ref: str) -> tuple[Declared, str | None, tuple[str, ...]]:
+    known = flags.over(beside(checkpoint.path)).over(within(checkpoint.metadata, str(checkpoint.path)))
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    try:
+        resolved, alternatives = resolve(known, shapes, ref)
+    except TargetError as error:  # the facts that are known are still worth showing
+        return known, str(error), ()
+    return resolved, None, alternatives
+
+
+def _ledger(path: Path) -> dict[str, Any]:
+    kind = recognise(path)
+    names = () if kind == "safetensors" or is_torchscript(path) else globals_in(path)
+    return {
+        "path": str(path),
+        "size": path.stat().st_size,
+        "sha256": hash_file(path),
+        "format": kind,
+        "safe": kind == "safetensors" or (kind == "torch" and not dangerous(names)),
+        "globals": list(names),
+        "dangerous": list(dangerous(names)),
+    }
+
+
+def _config(declared: Declared, *, certain: bool) -> dict[str, Any]:
+    """What a sidecar may say: no guess between architectures, and no code of the user's."""
+    facts = {name: getattr(declared, name) for name in FACTS}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
+    if not certain or str(declared.arch).startswith("py:"):
+        plain["arch"] = None
+    return {name: value for name, value in plain.items() if value not in (None, [], {})}
+
+
+def _is_parameter(name: str) -> bool:
+    return not name.endswith(("running_mean", "running_var", "num_batches_tracked"))

@@ -1,0 +1,133 @@
+"""What one command is going to do: frozen, complete, and free of torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Profile = Literal["quick", "standard", "thorough"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """Which classifier, and what the user said about it; None means: find out.
+
+    Attributes:
+        ref: File, folder, `local-dir:`, `hf-hub:`, `timm:NAME`, `torchvision:NAME[@WEIGHTS]` or `built-in:NAME`.
+        arch: `timm:NAME`, `torchvision:NAME`, `built-in:NAME` or `py:module:factory`.
+        num_classes, channels, size: Outputs; input channels; input height = width in pixels.
+        mean, std: Normalisation after scaling to [0, 1].
+        labels: File with one class name per line, in output order.
+        class_order: `auto` (by accuracy), `natural` (as timm sorts) or `lexical` (as torchvision sorts).
+        model_kwargs: Passed to the architecture's factory.
+        allow_pickle: Load formats that can run code, in a child process.
+    """
+
+    ref: str
+    arch: str | None = None
+    num_classes: int | None = None
+    channels: int | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: Path | None = None
+    class_order: Literal["auto", "natural", "lexical"] = "auto"
+    model_kwargs: Mapping[str, object] = field(default_factory=dict)
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackPlan:
+    """One attack with the settings that differ from its profile's."""
+
+    name: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulePlan:
+    """A gate rule: `when` is the condition to fail on, such as `attack_acc1 > 0.10`."""
+
+    id: str
+    when: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefendPlan:
+    """How to retrain.
+
+    Attributes:
+        method: Name of the defense.
+        freeze: Freeze grammar; None takes the method's own.
+        pretrained: `auto` (train on labelled public data), or a model reference whose weights start both models.
+        epochs, lr, batch_size: None takes the profile's recipe.
+        save: Where to copy the defended weights; None leaves them in the run folder only.
+        settings: Hyper-parameters of the method.
+    """
+
+    method: str = "tldmi"
+    freeze: str | None = None
+    pretrained: str = "auto"
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    save: Path | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a run depends on.
+
+    Attributes:
+        private, public: Data references; folders, zips, `.npz`, `digits:0-4`, or names timm knows.
+        size: Side in pixels at which data are read and priors work; None takes the model's, up to 128.
+        convert_color: Turn grey pictures into RGB and back instead of refusing the mismatch.
+        attacks, metrics: What to run; metrics empty means all.
+        classes: `all`, `0-4`, `0,3,7` or `random:50`.
+        profile: `quick` fits two cores, `standard` is the published setting, `thorough` more of it.
+        seed, seeds: First seed and number of them.
+        evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
+        prior_profile: `quick` or `standard`; None follows `profile`.
+        prior_settings: Settings of the priors, by recipe name.
+        device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
+        chunk: Classes per job.
+        max_queries: Budget of every job's ledger.
+        images: `local` writes pictures into the run folder, `none` leaves no picture behind.
+        out: Run folder; None makes one under `runs/` whose name depends on the plan only, so re-typing resumes.
+        cache: Folder of trained evaluators and priors; None is the user's cache folder.
+        fresh: Ignore finished jobs of an earlier run.
+        rules, baseline, max_regression: The gate.
+        command: The command line, for the report.
+    """
+
+    model: ModelPlan
+    private: str | None = None
+    public: str | None = None
+    size: int | None = None
+    convert_color: bool = False
+    attacks: tuple[AttackPlan, ...] = (AttackPlan(name="gmi"), AttackPlan(name="ppa"))
+    metrics: tuple[str, ...] = ()
+    classes: str = "all"
+    profile: Profile = "standard"
+    seed: int = 0
+    seeds: int = 1
+    evaluator: str = "auto"
+    evaluator_arch: str | None = None
+    evaluator_epochs: int | None = None
+    prior_profile: Literal["quick", "standard"] | None = None
+    prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    device: str = "auto"
+    precision: Literal["32", "bf16", "auto"] = "auto"
+    batch_size: int | None = None
+    chunk: int = 32
+    max_queries: int | None = None
+    images: Literal["none", "local"] = "local"
+    out: Path | None = None
+    cache: Path | None = None
+    fresh: bool = False
+    rules: tuple[RulePlan, ...] = ()
+    baseline: Path | None = None
+    max_regression: float | None = None
+    defend: DefendPlan = field(default_factory=DefendPlan)
+    command: str = ""

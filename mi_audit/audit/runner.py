@@ -1,0 +1,161 @@
+"""One attack or control of an audit: its jobs, how a job is done, and what came of all of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_audit.audit import control
+from mi_audit.audit.fitting import FittedPrior
+from mi_audit.audit.jobs import Job, Outcome, execute
+from mi_audit.audit.measure import Gallery, measure_attack
+from mi_audit.audit.scene import Scene, as_settings
+from mi_audit.core.attack import Attack
+from mi_audit.core.reconstruction import Reconstructions
+from mi_audit.core.report import AttackResult, ModelFacts
+from mi_audit.core.run import Run
+from mi_audit.core.target import QueryLedger, restricted
+from mi_audit.store.files import digest
+from mi_audit.store.images import quantise
+from mi_audit.store.targets import LoadedModel
+
+BATCH = 256  # pictures the target looks at once, without gradients
+Targets = Mapping[int, tuple[LoadedModel, ModelFacts]]  # one per seed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contender:
+    """An attack or a control, as the runner sees it.
+
+    Attributes:
+        facts: Name, role, threat model and settings, as they go into the report.
+        version: Code version of the method.
+        search: Reconstructs the classes of one job, given target, prior, classes and run.
+        access: Cuts the target to what the method may see.
+    """
+
+    facts: Mapping[str, Any]
+    version: int
+    search: Callable[[Any, Any, Tensor, Run], Reconstructions]
+    access: Callable[[Any], Any]
+
+
+def contender(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Contender:
+    """A published attack."""
+    access = attack.threat_model()[0].access
+    facts = {
+        "name": name,
+        "role": "attack",
+        "access": str(access),
+        "prior": attack.prior,
+        "paper": str(attack.paper),
+        "settings": as_settings(attack),
+        "seeds": tuple(seeds),
+    }
+    return Contender(facts, attack.version, attack.run, lambda target: restricted(target, access))
+
+
+def random_control(prior: str, seeds: Sequence[int]) -> Contender:
+    """Random samples of a prior, measured like an attack."""
+    sampler = control.RandomPriorSamples()
+    facts = {
+        "name": control.NAME if prior == control.USUAL_PRIOR else f"{control.NAME}:{prior}",
+        "role": "control",
+        "access": "none",
+        "prior": prior,
+        "paper": "",
+        "settings": as_settings(sampler),
+        "seeds": tuple(seeds),
+    }
+    return Contender(
+        facts, 1, lambda _target, knows, classes, run: sampler.run(knows, classes, run), lambda _target: None
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runner:
+    """Runs contenders against one model per seed.
+
+    Attributes:
+        folder: Sub-folder of the pictures, such as `undefended`; also names the side in progress messages.
+        attacked: Labels of the attacked classes.
+    """
+
+    scene: Scene
+    targets: Targets
+    gallery: Gallery
+    attacked: Sequence[int]
+    folder: str
+
+    def measured(self, one: Contender, priors: Mapping[int, FittedPrior]) -> tuple[AttackResult, list[str]]:
+        """Run all jobs of a contender that have no result yet; return its measurements and the ids of its jobs."""
+        scene, name = self.scene, str(one.facts["name"])
+        jobs = list(self._jobs(one, priors))
+        scene.progress.stage(f"{name}{f' on the {self.folder} model' if self.folder else ''}: {len(jobs)} job(s)")
+
+        def perform(job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
+            with scene.clock.job(job.name):
+                return self._perform(one, priors[job.seed], job)
+
+        with scene.clock.stage(f"{name} {self.folder}".strip()):
+            outcomes: list[Outcome] = list(execute(jobs, perform, scene.folder, scene.progress, fresh=scene.plan.fresh))
+        place = "/".join(part for part in (self.folder, name.replace(":", "-")) if part)
+        with scene.clock.stage("measure"):
+            return measure_attack(scene, self.gallery, outcomes, one.facts, place), [job.id for job in jobs]
+
+    def _jobs(self, one: Contender, priors: Mapping[int, FittedPrior]) -> Iterator[Job]:
+        plan = self.scene.plan
+        for seed, (model, _) in self.targets.items():
+            net = model.classifier
+            what = (one.facts["name"], one.version, one.facts["settings"], priors[seed].facts.sha256, self.scene.size)
+            whom = (model.sha256, model.arch, net.size, net.mean_values, net.std_values, net.order)
+            how = (plan.max_queries, plan.precision == "bf16", self.scene.splits.train.fingerprint)
+            for start in range(0, len(self.attacked), plan.chunk):
+                chunk = tuple(self.attacked[start : start + plan.chunk])
+                yield Job(str(one.facts["name"]), chunk, seed, digest("job", what, whom, how, chunk, seed))
+
+    def _perform(self, one: Contender, prior: FittedPrior, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
+        scene, model = self.scene, self.targets[job.seed][0]
+        target = model.target(QueryLedger(scene.plan.max_queries))
+        run = self._run(job)
+        kind = torch.device(scene.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=scene.plan.precision == "bf16"):
+            classes = torch.tensor(job.classes, device=scene.device)
+            found = one.search(one.access(target), prior.prior, classes, run)
+        pixels = quantise(found.images.float()).cpu()
+        labels = found.labels.cpu()
+        looked = model.target()
+        predicted = [looked.labels(part.to(scene.device).float() / 255).cpu() for part in pixels.split(BATCH)]
+        tensors = {
+            "images": pixels,
+            "labels": labels,
+            "confidence": found.confidence.detach().float().cpu(),
+            "accepted": torch.cat(predicted) == labels,
+        }
+        facts: dict[str, object] = {
+            "id": job.id,
+            "seed": job.seed,
+            "settings": one.facts["settings"],
+            "queries": {str(access): images for access, images in sorted(target.ledger.spent.items())},
+            "work": dict(sorted(run.work.items())),
+            "curves": [asdict(curve) for curve in found.curves],
+        }
+        return tensors, facts
+
+    def _run(self, job: Job) -> Run:
+        scene = self.scene
+        label = f"{job.attack}, seed {job.seed}, classes {job.classes[0]}-{job.classes[-1]}"
+        return Run(
+            seed=job.seed,
+            batch_size=scene.plan.batch_size or default_batch(scene.device, scene.size),
+            on_step=lambda stage, done, total: scene.progress.step(f"{label}: {stage}", done, total),
+        )
+
+
+def default_batch(device: str, size: int) -> int:
+    """Images decoded at once: what the caches of a processor hold, or what keeps an accelerator busy."""
+    if device.startswith("cpu"):
+        return 32 if size <= 64 else 8
+    return 512 if size <= 64 else 128

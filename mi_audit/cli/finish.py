@@ -1,0 +1,144 @@
+"""What happens to a result: reports are written, a summary is printed, and the gate becomes the exit code."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import typer
+
+from mi_audit.cli.session import Session, emit, say, stdout
+from mi_audit.core.errors import ConfigError
+from mi_audit.core.report import AuditReport, Comparison
+
+Format = Literal["html", "markdown", "json", "text"]
+Result = AuditReport | Comparison
+SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+def parse_reports(texts: Iterable[str] | None) -> tuple[tuple[Format, Path], ...]:
+    """The pairs behind `--report FORMAT:FILE`; checked before a run, not after it.
+
+    Raises:
+        ConfigError: A text is not of that form, or the format is unknown.
+    """
+    pairs: list[tuple[Format, Path]] = []
+    for text in texts or ():
+        kind, colon, name = text.partition(":")
+        if not colon or not name:
+            raise ConfigError(
+                f"expected --report FORMAT:FILE, got {text!r}; write for example --report html:report.html"
+            )
+        pairs.append((known_format(kind), Path(name)))
+    return tuple(pairs)
+
+
+def known_format(kind: str) -> Format:
+    """`kind`, when it is a format. Raises ConfigError."""
+    for known in get_args(Format):
+        if kind == known:
+            return known
+    raise ConfigError(f"expected a format of {', '.join(get_args(Format))}, got {kind!r}; choose one of them")
+
+
+def render(result: Result, kind: Format, folder: Path | None, *, images: bool = True) -> str:
+    """The text of a report."""
+    return _RENDER[kind](result, folder, images)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a report where the user wants it. Raises StorageError."""
+    from mi_audit.store.files import write_atomic
+
+    write_atomic(path, text.encode())
+
+
+def deliver(
+    session: Session,
+    result: Result,
+    folder: Path,
+    reports: Iterable[tuple[Format, Path]] = (),
+    *,
+    exit_zero: bool = False,
+    images: bool = True,
+) -> None:
+    """Write the reports of a finished run, print it, and leave with the exit code of its gate."""
+    page = folder / "report.html"
+    write(page, render(result, "html", folder, images=images))
+    for kind, path in reports:
+        write(path, render(result, kind, folder, images=images))
+    if summary := os.environ.get(SUMMARY):
+        with Path(summary).open("a", encoding="utf-8") as stream:
+            stream.write(render(result, "markdown", None))
+    show(session, result, folder)
+    if session.verbosity >= 0:
+        say(str(page), "report")
+        say(str(folder / "result.json"), "result")
+    raise typer.Exit(verdict_code(result, exit_zero))
+
+
+def show(session: Session, result: Result, folder: Path | None = None) -> None:
+    """The result on standard output: one JSON document, or a summary for people."""
+    if session.json:
+        from mi_audit.store.results import to_json
+
+        emit(to_json(result))
+    else:
+        from mi_audit.report.terminal import show as show_terminal
+
+        show_terminal(result, stdout(), _timing(folder))
+
+
+def verdict_code(result: Result, exit_zero: bool) -> int:
+    """The exit code that the result deserves."""
+    from mi_audit.audit.gate import exit_code, failed_jobs
+
+    return exit_code(result.verdict, len(failed_jobs(result)), exit_zero)
+
+
+def _html(result: Result, folder: Path | None, images: bool) -> str:
+    from mi_audit.report.html import html
+
+    return html(result, folder, _timing(folder), images)
+
+
+def _markdown(result: Result, folder: Path | None, images: bool) -> str:
+    from mi_audit.report.markdown import markdown
+
+    del folder, images
+    return markdown(result)
+
+
+def _json(result: Result, folder: Path | None, images: bool) -> str:
+    from mi_audit.store.results import to_json
+
+    del folder, images
+    return to_json(result)
+
+
+def _text(result: Result, folder: Path | None, images: bool) -> str:
+    from rich.console import Console
+
+    from mi_audit.report.terminal import show as show_terminal
+
+    del images
+    page = io.StringIO()
+    show_terminal(result, Console(file=page, width=100, no_color=True, highlight=False), _timing(folder))
+    return page.getvalue()
+
+
+_RENDER: Mapping[Format, Callable[[Result, Path | None, bool], str]] = {
+    "html": _html,
+    "markdown": _markdown,
+    "json": _json,
+    "text": _text,
+}
+
+
+def _timing(folder: Path | None) -> dict[str, Any] | None:
+    file = folder / "timing.json" if folder is not None else None
+    if file is None or not file.is_file():
+        return None
+    return json.loads(file.read_text(encoding="utf-8"))

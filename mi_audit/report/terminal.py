@@ -1,0 +1,135 @@
+"""The screen at the end of a run: the outcome, one sentence, one table, and where to read on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mi_audit.core.report import AuditReport, Comparison, Quantity
+from mi_audit.report import view, wording
+
+WIDTH = 100  # columns
+STYLES: Mapping[str, str] = {"good": "green", "bad": "red", "unsure": "yellow", "plain": "default"}
+COLUMNS = ("attack_acc1", "attack_acc5", "knn_distance", "fid", "target_acceptance")
+WITH_INTERVAL = ("attack_acc1", "knn_distance")  # the others would not fit on the screen
+MOST_WARNINGS = 8
+
+
+def show(
+    result: AuditReport | Comparison,
+    console: Console,
+    timing: Mapping[str, Any] | None = None,
+    page: Path | None = None,
+) -> None:
+    """Print `result` on `console`, on at most 100 columns.
+
+    Args:
+        result: What to show.
+        console: Where to print.
+        timing: The content of `timing.json`, for the total time.
+        page: The HTML report, to say where it is.
+    """
+    width = min(WIDTH, console.width)
+    for part in _parts(result, timing, page):
+        console.print(part, width=width, highlight=False)
+
+
+def _parts(result: AuditReport | Comparison, timing: Mapping[str, Any] | None, page: Path | None) -> list[Text | Table]:
+    tables = _comparison(result) if isinstance(result, Comparison) else _audit(result)
+    opening = [Text(), _headline(result), *_rules(result), Text()]
+    return [*opening, *tables, *_warnings(result), *_ending(timing, page)]
+
+
+def _headline(result: AuditReport | Comparison) -> Text:
+    head = wording.headline(result)
+    badge = Text(f" {head.outcome.upper()} ", style=f"bold reverse {STYLES[head.tone]}")
+    return Text.assemble(badge, "  ", (head.sentence, "bold"))
+
+
+def _rules(result: AuditReport | Comparison) -> list[Text]:
+    lines = []
+    for rule in result.verdict.rules if result.verdict else ():
+        name, tone = wording.OUTCOMES[rule.outcome]
+        condition = f"{rule.id}: fails on {rule.when}"
+        lines.append(Text.assemble("  ", (f"{name:<13}", STYLES[tone]), (condition, "bold"), f"\n  {rule.reason}"))
+    return [Text(), *lines] if lines else []
+
+
+def _grid(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+
+
+def _audit(report: AuditReport) -> list[Table | Text]:
+    """A line per attack and control, and how good the networks are."""
+    table = _grid("What the attacks recovered")
+    table.add_column("", no_wrap=True)
+    present = [name for name in COLUMNS if any(a.measurement(name) for a in report.attacks)]
+    for name in present:
+        table.add_column(wording.metric_short(name), justify="right", no_wrap=True)
+    for attack in report.attacks:
+        cells = [_cell(attack.measurement(name), interval=name in WITH_INTERVAL) for name in present]
+        table.add_row(wording.attack_title(attack.name), *cells, style="dim" if attack.role == "control" else "")
+    accuracy = ", ".join(wording.with_interval(model.accuracy) for model in report.targets)
+    judge = wording.with_interval(report.evaluator.accuracy)
+    worth = Text(f"Accuracy of the model {accuracy}; of the evaluator {judge}.")
+    return [table, Text(), worth, Text()]
+
+
+def _comparison(result: Comparison) -> list[Table | Text]:
+    """A table per attack: before, after, difference, meaning."""
+    parts: list[Table | Text] = []
+    for title, rows in [(b.title, b.rows) for b in view.blocks(result)] + [("Utility", view.utility(result))]:
+        table = _grid(title)
+        table.add_column("", no_wrap=True, min_width=14)
+        for name in ("before", "after", "difference"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=18)
+        table.add_column("meaning", overflow="fold", min_width=12)
+        for row in rows:
+            _add_row(table, row)
+        parts += [table, Text()]
+    floors = [a.measurement("attack_acc1") for a in result.after.attacks if a.role == "control"]
+    found = ", ".join(wording.with_interval(floor) for floor in floors if floor)
+    return [*parts, Text(f"Control, random pictures of the prior: top-1 {found or 'not measured'}."), Text()]
+
+
+def _add_row(table: Table, row: view.Row) -> None:
+    difference = wording.difference(row.difference, unit=False) if row.difference else wording.DASH
+    meaning = Text(row.meaning, style=STYLES[row.tone])
+    table.add_row(wording.metric_short(row.name), _cell(row.before), _cell(row.after), difference, meaning)
+
+
+def _warnings(result: AuditReport | Comparison) -> list[Text]:
+    found = wording.warnings(result)
+    lines = [Text(f"Not measured. {text}", style="dim") for text in wording.unmeasured(result)]
+    lines += [Text.assemble(("! ", "yellow"), text) for text in found[:MOST_WARNINGS]]
+    if len(found) > MOST_WARNINGS:
+        lines.append(Text(f"  and {len(found) - MOST_WARNINGS} more in the report", style="dim"))
+    return [*lines, Text()] if lines else []
+
+
+def _ending(timing: Mapping[str, Any] | None, page: Path | None) -> list[Text]:
+    lines = [Text(wording.NO_PROOF, style="dim")]
+    total = (timing or {}).get("total_seconds")
+    if total is not None:
+        lines.append(Text(f"Took {wording.duration(float(total))}.", style="dim"))
+    if page is not None:
+        lines.append(Text.assemble("Report: ", (str(page), f"bold link {page.resolve().as_uri()}")))
+    return lines
+
+
+def _cell(quantity: Quantity | None, interval: bool = True) -> str:
+    if quantity is None:
+        return wording.DASH
+    return wording.with_interval(quantity) if interval else wording.number(quantity.value, quantity.unit)

@@ -1,0 +1,242 @@
+"""Numbers and outcomes in words: what all reports say, said once."""
+
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from mi_audit.core.report import AttackResult, AuditReport, Comparison, Measurement, Quantity
+
+Tone = Literal["good", "bad", "unsure", "plain"]
+
+DASH = "\N{EN DASH}"  # stands for a number that is missing
+
+METRICS: Mapping[str, tuple[str, str, str]] = {
+    "attack_acc1": (
+        "Attack accuracy, top-1",
+        "top-1",
+        "share of reconstructions that the evaluator assigns to the attacked class",
+    ),
+    "attack_acc5": (
+        "Attack accuracy, top-5",
+        "top-5",
+        "share with the attacked class among the evaluator's five best guesses",
+    ),
+    "knn_distance": ("KNN distance", "KNN", "feature distance to the nearest private image of the class"),
+    "fid": ("FID", "FID", "Frechet distance to the private images"),
+    "target_acceptance": ("Accepted by the target", "accepted", "share the attacked model itself assigns to the class"),
+    "accuracy": ("Accuracy of the model", "accuracy", "top-1 on private test images"),
+}
+OUTCOMES: Mapping[str, tuple[str, Tone]] = {
+    "PASS": ("Pass", "good"),
+    "FAIL": ("Fail", "bad"),
+    "INCONCLUSIVE": ("Inconclusive", "unsure"),
+}
+MEANINGS: Mapping[str, Tone] = {"less leakage": "good", "better": "good", "more leakage": "bad", "worse": "bad"}
+ACCESS: Mapping[str, str] = {
+    "white-box": "weights and gradients of the model",
+    "score": "class scores of images it sends to the model",
+    "label-only": "the predicted class of images it sends to the model",
+    "none": "nothing of the model",
+}
+TAXONOMY = (
+    "Model inversion is NISTAML.032 (data reconstruction) in NIST AI 100-2 E2025, AML.T0024.001 (invert AI model) in "
+    "MITRE ATLAS, and ML03:2023 in OWASP's list."
+)
+NO_PROOF = (
+    "A pass is no proof of anonymity or of compliance: it says that these attacks, at this budget, did not succeed."
+)
+
+
+class Headline(NamedTuple):
+    """The first thing a reader sees: the outcome in a word, its colour, and one sentence."""
+
+    outcome: str
+    tone: Tone
+    sentence: str
+
+
+def headline(result: AuditReport | Comparison) -> Headline:
+    """The outcome of a result, for somebody with ten seconds."""
+    if result.verdict is None:
+        outcome, tone = "No gate", "plain"
+    else:
+        outcome, tone = OUTCOMES[result.verdict.outcome]
+    sentence = result.summary if isinstance(result, Comparison) else audit_sentence(result)
+    return Headline(outcome, tone, sentence)  # type: ignore[arg-type]
+
+
+def audit_sentence(report: AuditReport) -> str:
+    """What the strongest attack achieved, beside what guessing achieves without the model."""
+    strongest = strongest_attack(report)
+    if strongest is None:
+        return "No attack was measured, so nothing can be said about this model."
+    reached = strongest.measurement("attack_acc1")
+    sentence = (
+        f"The strongest attack, {attack_title(strongest.name)}, rebuilt pictures that an independent classifier "
+        f"takes for the attacked class in {rounded(reached)} of all attempts"
+    )
+    control = control_for(report, strongest)
+    floor = control.measurement("attack_acc1") if control else None
+    if floor is None or floor.value is None:
+        return f"{sentence}; there is no control to compare with."
+    return f"{sentence}; random pictures that never saw the model reach {rounded(floor, spread=False)}."
+
+
+def strongest_attack(report: AuditReport) -> AttackResult | None:
+    """The attack with the highest measured top-1 attack accuracy."""
+    scored = [(m.value, a) for a in attacks(report) if (m := a.measurement("attack_acc1")) and m.value is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def attacks(report: AuditReport) -> tuple[AttackResult, ...]:
+    """The attacks, without the controls."""
+    return tuple(attack for attack in report.attacks if attack.role == "attack")
+
+
+def control_for(report: AuditReport, attack: AttackResult) -> AttackResult | None:
+    """The control drawn from the same prior as `attack`, else any control."""
+    controls = [other for other in report.attacks if other.role == "control"]
+    return next((other for other in controls if other.prior == attack.prior), controls[0] if controls else None)
+
+
+def attack_title(name: str) -> str:
+    """`ppa` as papers write it, controls in words."""
+    if name.startswith("control:"):
+        return f"control: {name.removeprefix('control:').replace('-', ' ')}"
+    return "Model itself" if name == "utility" else name.upper()
+
+
+def metric_title(name: str) -> str:
+    return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
+
+
+def metric_short(name: str) -> str:
+    return METRICS[name][1] if name in METRICS else name.replace("_", " ")
+
+
+def metric_help(name: str) -> str:
+    return METRICS[name][2] if name in METRICS else ""
+
+
+def number(value: float | None, unit: str) -> str:
+    """A value in its unit: shares as percentages, others with three figures, a dash for nothing."""
+    if value is None:
+        return DASH
+    if unit == "share":
+        return f"{100 * value:.1f}%"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def with_interval(quantity: Quantity | None) -> str:
+    """`43.2% [31.0, 55.4]`, or a dash."""
+    if quantity is None or quantity.value is None:
+        return DASH
+    text = number(quantity.value, quantity.unit)
+    return f"{text} {interval(quantity)}".rstrip()
+
+
+def rounded(quantity: Quantity | None, spread: bool = True) -> str:
+    """A share for a sentence: `43% (31 to 55%)`."""
+    if quantity is None or quantity.value is None:
+        return "an unknown share"
+    ends = quantity.interval
+    text = f"{quantity.value:.0%}"
+    return f"{text} ({100 * ends.low:.0f} to {ends.high:.0%})" if ends and spread else text
+
+
+def interval(quantity: Quantity | None) -> str:
+    """`[31.0, 55.4]`, or nothing when there is none."""
+    if quantity is None or quantity.interval is None:
+        return ""
+    low, high = (
+        number(end, quantity.unit).removesuffix("%") for end in (quantity.interval.low, quantity.interval.high)
+    )
+    return f"[{low}, {high}]"
+
+
+def difference(quantity: Quantity, value: bool = True, spread: bool = True, unit: bool = True) -> str:
+    """A signed change, its interval, or both; shares in percentage points."""
+    points = quantity.unit == "share"
+    parts = []
+    if value:
+        parts.append(
+            DASH if quantity.value is None else f"{_signed(quantity.value, points)}{' pts' if points and unit else ''}"
+        )
+    if spread and quantity.interval:
+        ends = (_signed(end, points) for end in (quantity.interval.low, quantity.interval.high))
+        parts.append(f"[{', '.join(ends)}]")
+    return " ".join(parts)
+
+
+def _signed(value: float, points: bool) -> str:
+    text = f"{100 * value:+.1f}" if points else f"{value:+.3g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def footnote(quantity: Quantity) -> str:
+    """How a number was counted, and why it or its interval is missing."""
+    parts = [f"{quantity.count:,} {quantity.counted}"]
+    if quantity.interval:
+        parts.append(f"{quantity.interval.level:.0%} interval, {quantity.interval.method}")
+    if quantity.reason:
+        parts.append(quantity.reason)
+    return "; ".join(parts)
+
+
+def leak_direction(measurement: Measurement) -> str:
+    """Which way leakage grows."""
+    return {True: "larger leaks more", False: "smaller leaks more", None: ""}[measurement.leak_grows]
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """`1 class`, `3 classes`."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def setting(value: object) -> str:
+    """A hyper-parameter or a fact as one line of text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value)
+    return DASH if value is None else str(value)
+
+
+def words(name: str) -> str:
+    """`trainable_share` as `trainable share`."""
+    return re.sub(r"[_\s]+", " ", name).strip()
+
+
+def unmeasured(result: AuditReport | Comparison) -> tuple[str, ...]:
+    """Metrics without a value, each with the reason."""
+    reports = (result.before, result.after) if isinstance(result, Comparison) else (result,)
+    found = [m for report in reports for attack in attacks(report) for m in attack.measurements if m.value is None]
+    return tuple(dict.fromkeys(f"{metric_title(m.name)}: {m.reason or 'no reason given'}" for m in found))
+
+
+def distrust(report: AuditReport) -> tuple[str, ...]:
+    """Flags and failures of single attacks, each with its name in front."""
+    flags = [f"{attack_title(a.name)}: {flag}" for a in report.attacks for flag in a.flags]
+    failed = [f"{attack_title(a.name)}: job failed, {job}" for a in report.attacks for job in a.failed]
+    return (*flags, *failed)
+
+
+def warnings(result: AuditReport | Comparison) -> tuple[str, ...]:
+    """Everything a reader should know before trusting a number, without repetition."""
+    if isinstance(result, AuditReport):
+        return tuple(dict.fromkeys((*result.warnings, *distrust(result))))
+    before = [f"Before: {text}" for text in distrust(result.before)]
+    after = [f"After: {text}" for text in distrust(result.after)]
+    return tuple(dict.fromkeys((*result.warnings, *result.before.warnings, *result.after.warnings, *before, *after)))

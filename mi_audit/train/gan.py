@@ -1,0 +1,211 @@
+"""The training loop of generators: two objectives, one loop."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mi_audit.core.dataset import Dataset
+from mi_audit.core.errors import DataError, Diverged
+from mi_audit.core.prior import Progress
+from mi_audit.core.types import Images
+from mi_audit.nn.adversarial import Adversarial
+from mi_audit.nn.gan import Networks
+from mi_audit.nn.precision import Precision, autocast
+from mi_audit.train import checkpoint as checkpoints
+from mi_audit.train.augment import distorted, mirrored
+from mi_audit.train.seeding import stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanSettings:
+    """How to train a generator against a critic.
+
+    Attributes:
+        objective: What the two minimise.
+        steps: Critic updates, one batch of public images each.
+        batch_size: Images per batch; all of them when there are fewer.
+        lr, betas: Of Adam, for both networks.
+        average: Decay of the exponential moving average of the generator; smaller during its first steps.
+        flips: Mirror every second public image; wrong for digits, letters and most medical pictures.
+        shift, brightness: Largest distortion of real and generated images alike, as the critic sees them.
+        precision: Of the networks; penalties are always computed in single precision.
+        save_every: Steps between two checkpoints.
+    """
+
+    objective: Adversarial
+    steps: int
+    batch_size: int = 64
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    average: float = 0.999
+    flips: bool = False
+    shift: float = 0.0
+    brightness: float = 0.0
+    precision: Precision = "32"
+    save_every: int = 250
+
+
+def fit(
+    networks: Networks,
+    public: Dataset,
+    settings: GanSettings,
+    *,
+    seed: int,
+    device: str,
+    on_step: Progress,
+    checkpoint: Path | None = None,
+) -> Networks:
+    """Train both networks on the public images; return the averaged generator and the critic, in eval mode.
+
+    Args:
+        networks: Freshly initialised; they are trained in place.
+        public: Images of the size and channels that the networks make.
+        settings: The recipe.
+        seed: Of the order of the images, the latents and the distortions.
+        device: Where to train.
+        on_step: Called as `on_step("prior", step, steps)`.
+        checkpoint: Where to keep an unfinished run; a run that finds its own file there goes on from it, and ends with
+            the weights of an uninterrupted run, bit for bit.
+
+    Raises:
+        DataError: There are fewer than two public images.
+        Diverged: A loss became NaN or infinite.
+    """
+    contest = _Contest(networks, public, settings, seed, device)
+    run = f"{settings} seed {seed} on {len(public)} images {public.fingerprint}"
+    start = contest.restore(checkpoints.load(checkpoint, run))
+    for step in range(start, settings.steps):
+        contest.advance(step)
+        on_step("prior", step + 1, settings.steps)
+        done = step + 1 == settings.steps
+        if (step + 1) % settings.save_every == 0 or done:
+            contest.check(step + 1)
+            if not done:
+                checkpoints.save(checkpoint, run, contest.state(step + 1))
+    checkpoints.clear(checkpoint)
+    return Networks(contest.averaged.eval(), contest.critic.eval().requires_grad_(False), networks.latent)
+
+
+class _Contest:
+    """The two networks in training, their optimisers and the averaged generator."""
+
+    def __init__(self, networks: Networks, public: Dataset, settings: GanSettings, seed: int, device: str) -> None:
+        if len(public) < 2:
+            raise DataError(f"expected at least two public images, got {len(public)} in {public.name}; add more")
+        self.settings, self.seed, self.device, self.latent = settings, seed, device, networks.latent
+        self.batch = min(settings.batch_size, len(public))
+        self.pixels = public.pixels.to(device)
+        self.order: tuple[int, Tensor] | None = None
+        layout = torch.channels_last
+        self.generator = networks.generator.to(device, memory_format=layout).train().requires_grad_(True)  # type: ignore[call-overload]
+        self.critic = networks.critic.to(device, memory_format=layout).train().requires_grad_(True)  # type: ignore[call-overload]
+        self.averaged: nn.Module = copy.deepcopy(self.generator).requires_grad_(False)
+        self.makes, self.judges = (
+            torch.optim.Adam(network.parameters(), settings.lr, settings.betas, fused=True)
+            for network in (self.generator, self.critic)
+        )
+        self.losses = torch.zeros(settings.save_every, 2, device=device)
+
+    def advance(self, step: int) -> None:
+        """Update the critic and, when it is due, the generator."""
+        settings, objective = self.settings, self.settings.objective
+        rng = stream(self.seed, "step", step)
+        real = self._real(step, torch.rand(self.batch, generator=rng))
+        latents = torch.randn(self.batch, self.latent, generator=rng).to(self.device)
+        views = torch.rand(2, self.batch, 3, generator=rng).to(self.device)
+        mix = torch.rand(self.batch, generator=rng).to(self.device)
+        due = (step + 1) % objective.critic_steps == 0
+
+        with torch.set_grad_enabled(due), autocast(self.device, settings.precision):
+            fake = self.generator(latents)
+        seen, unseen = self._view(real, views[0]), self._view(fake.float(), views[1])
+        self.critic.requires_grad_(True)
+        loss = objective.critic_loss(self._score(seen), self._score(unseen.detach()))
+        penalty = objective.penalty(self.critic, seen, unseen.detach(), mix, step)
+        self._update(self.judges, loss if penalty is None else loss + penalty)
+        self.losses[step % settings.save_every, 0] = loss.detach()
+        if due:
+            self.critic.requires_grad_(False)
+            loss = objective.generator_loss(self._score(unseen))
+            self._update(self.makes, loss)
+            self.losses[step % settings.save_every, 1] = loss.detach()
+            follow(self.averaged, self.generator, settings.average, (step + 1) // objective.critic_steps)
+
+    def check(self, step: int) -> None:
+        """Look at the losses since the last look; one synchronisation.
+
+        Raises:
+            Diverged: One of them is NaN or infinite.
+        """
+        weights = torch.stack([weight.isfinite().all() for weight in self.averaged.parameters()]).all()
+        since = (step - 1) % len(self.losses) + 1  # steps since the last look
+        broken = ~torch.cat([self.losses[:since].isfinite().all(dim=1), weights[None]])
+        if bool(broken.any()):
+            first = step - since + min(int(broken.int().argmax()), since - 1) + 1
+            raise Diverged(
+                f"expected finite losses of the prior, got NaN or infinity at step {first} of "
+                f"{self.settings.steps} (learning rate {self.settings.lr}); lower the learning rate or use precision 32"
+            )
+
+    def state(self, step: int) -> dict[str, object]:
+        """Everything that the following steps depend on."""
+        return {"step": step, **{name: part.state_dict() for name, part in self._parts().items()}}
+
+    def restore(self, state: dict[str, object] | None) -> int:
+        """Go back to `state`; returns the number of steps done."""
+        if state is None:
+            return 0
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])  # type: ignore[arg-type]
+        step = state["step"]
+        assert isinstance(step, int)
+        return step
+
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        networks = {"generator": self.generator, "critic": self.critic, "averaged": self.averaged}
+        return {**networks, "makes": self.makes, "judges": self.judges}
+
+    def _real(self, step: int, flip: Float[Tensor, " b"]) -> Images:
+        """The batch of public images of `step`; every epoch has its own order and drops an incomplete batch."""
+        epoch, place = divmod(step, len(self.pixels) // self.batch)
+        if self.order is None or self.order[0] != epoch:
+            order = torch.randperm(len(self.pixels), generator=stream(self.seed, "epoch", epoch))
+            self.order = epoch, order.to(self.device)
+        rows = self.order[1][place * self.batch : (place + 1) * self.batch]
+        images = self.pixels[rows].float() / 255
+        return mirrored(images, flip.to(self.device)) if self.settings.flips else images
+
+    def _view(self, images: Images, uniform: Float[Tensor, "b 3"]) -> Images:
+        shift, brightness = self.settings.shift, self.settings.brightness
+        return distorted(images, uniform, shift, brightness) if shift or brightness else images
+
+    def _score(self, images: Images) -> Float[Tensor, " b"]:
+        with autocast(self.device, self.settings.precision):
+            return self.critic(images.contiguous(memory_format=torch.channels_last)).float()
+
+    def _update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+@torch.no_grad()
+def follow(averaged: nn.Module, network: nn.Module, decay: float, update: int) -> None:
+    """Move `averaged` towards `network` by one minus the decay, running statistics of batch norms included.
+
+    Args:
+        averaged: The average.
+        network: The network it follows.
+        decay: Share of the average that stays.
+        update: Updates of the network so far; the first ones count more, `(1 + update) / (10 + update)` at most stays.
+    """
+    stays = min(decay, (1 + update) / (10 + update))
+    for mean, now in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(now, 1 - stays)
+        else:
+            mean.copy_(now)

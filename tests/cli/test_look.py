@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from mi_audit.audit.doctor import Check
+
+
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "metrics", "priors"])
+def test_lists_are_arrays_with_the_promised_keys(cli, kind):
+    rows = json.loads(cli("list", kind, "--json").stdout)
+    assert rows
+    assert all({"name", "access", "prior", "paper"} <= row.keys() for row in rows)
+
+
+def test_the_list_for_people(cli):
+    text = cli("list", "attacks", env={"COLUMNS": "120"}).stdout
+    assert all(word in text for word in ("gmi", "ppa", "white-box", "gmi-gan", "CVPR 2020"))
+
+
+def test_the_list_for_the_readme(cli):
+    text = cli("list", "--markdown").stdout
+    assert "| attack | access | prior | paper |" in text
+    assert "| `tldmi` |" in text
+
+
+def test_an_unknown_kind_exits_2(cli):
+    assert cli("list", "generators").exit_code == 2
+
+
+def test_info_explains_settings(cli):
+    text = cli("info", "gmi", env={"COLUMNS": "120"}).stdout
+    assert all(
+        word in text for word in ("gmi  attack", "white-box", "steps", "1500", "300", "Gradient steps per latent")
+    )
+
+
+@pytest.mark.parametrize("name", ["gmi", "tldmi", "fid", "gmi-gan", "attack:ppa"])
+def test_info_as_json(cli, name):
+    assert json.loads(cli("info", name, "--json").stdout)["name"] == name.rpartition(":")[2]
+
+
+def test_info_on_nothing_suggests(cli):
+    done = cli("info", "ppq")
+    assert done.exit_code == 2
+    assert "did you mean 'ppa'?" in done.stderr
+
+
+FOUND = {
+    "ref": "m",
+    "file": {"path": "m", "format": "safetensors", "sha256": "ab"},
+    "parameters": 1200,
+    "facts": {
+        "arch": {"value": "timm:resnet18", "origin": "flag"},
+        "class_names": {"value": tuple(f"name{i}" for i in range(40)), "origin": "sidecar"},
+        "std": {"value": None, "origin": "unknown"},
+    },
+    "problems": [],
+}
+
+
+def test_inspect_shows_facts_with_origins(cli, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("mi_audit.audit.inspect.inspect_model", lambda ref, **more: seen.update(more, ref=ref) or FOUND)
+    done = cli("inspect", "m", "--arch", "timm:resnet18", "--mean", "0.5")
+    assert done.exit_code == 0, done.output
+    assert (seen["ref"], seen["arch"], seen["mean"], seen["allow_pickle"]) == ("m", "timm:resnet18", (0.5,), False)
+    assert "1,200" in done.stdout
+    assert "(40 in all)" in done.stdout
+    assert "std" not in done.stdout
+
+
+def test_inspect_of_what_would_not_load_exits_3(cli, monkeypatch):
+    broken = FOUND | {"problems": ["expected the tensors of a common architecture"]}
+    monkeypatch.setattr("mi_audit.audit.inspect.inspect_model", lambda *_, **__: broken)
+    done = cli("inspect", "m", "--json")
+    assert done.exit_code == 3
+    assert json.loads(done.stdout)["problems"] == broken["problems"]
+
+
+def test_inspect_without_a_model_exits_2(cli):
+    assert cli("inspect").exit_code == 2
+
+
+def test_inspect_of_a_missing_file_exits_3(cli):
+    assert cli("inspect", "none.safetensors").exit_code == 3
+
+
+def test_doctor(cli):
+    document = json.loads(cli("doctor", "--json").stdout)
+    assert document["ok"]
+    assert {"python", "torch", "cpu", "threads", "disk", "cache"} <= {row["name"] for row in document["checks"]}
+    assert all(row["status"] in ("ok", "warn", "fail") for row in document["checks"])
+
+
+def test_a_failed_check_exits_3(cli, monkeypatch):
+    monkeypatch.setattr("mi_audit.audit.doctor.examine", lambda: (Check("torch", "fail", "2.9"),))
+    done = cli("doctor")
+    assert done.exit_code == 3
+    assert "✗  torch  2.9" in done.stdout
+
+
+def test_doctor_reports_a_cache_that_cannot_be_written(cli, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MI_AUDIT_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    done = cli("doctor", "--json")
+    assert {row["name"]: row["status"] for row in json.loads(done.stdout)["checks"]}["cache"] == "fail"
+    assert done.exit_code == 3

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+
+from mi_audit.core.errors import QueryBudgetExceeded
+from mi_audit.core.target import Access, LabelOnlyView, QueryLedger, ScoreView, TorchTarget, restricted
+from tests.toy import classifier, prototypes, target
+
+
+def test_names_each_quadrant():
+    assert target().labels(prototypes()).tolist() == [0, 1, 2, 3]
+
+
+def test_counts_images_by_access():
+    toy = target()
+    toy.labels(prototypes())
+    toy.scores(prototypes()[:3])
+    toy.logits(prototypes()[:2])
+    toy.features(prototypes()[:1])
+    assert toy.ledger.spent == {Access.LABEL_ONLY: 4, Access.SCORE: 3, Access.WHITE_BOX: 3}
+
+
+def test_a_query_over_budget_is_not_answered_and_not_charged():
+    net = classifier()
+    toy = TorchTarget(net, num_classes=4, head=net[1], ledger=QueryLedger(budget=5))
+    toy.labels(prototypes())
+    with pytest.raises(QueryBudgetExceeded, match="expected at most 5 queries, got 8; raise --max-queries"):
+        toy.scores(prototypes())
+    assert toy.ledger.spent.total() == 4
+    toy.scores(prototypes()[:1])
+
+
+def test_scores_are_the_softmax_of_the_logits():
+    toy = target()
+    logits = toy.logits(prototypes())  # a bright quadrant has 48 values of one, each weighing a twelfth
+    assert logits[0].tolist() == pytest.approx([4, 0, 0, 0])
+    torch.testing.assert_close(toy.scores(prototypes()), logits.softmax(dim=1))
+
+
+def test_features_are_what_the_head_sees_and_leave_no_hook():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 4))
+    toy = TorchTarget(net, num_classes=4, head=net[3])
+    images = prototypes().requires_grad_()
+    features = toy.features(images)
+    torch.testing.assert_close(features, net[:3](images))
+    assert torch.autograd.grad(features.sum(), images)[0].shape == images.shape
+    assert not net[3]._forward_pre_hooks
+
+
+def test_the_network_is_frozen_and_in_eval_mode():
+    net = classifier().train()
+    TorchTarget(net, num_classes=4, head=net[1])
+    assert not any(module.training for module in net.modules())
+    assert not any(weight.requires_grad for weight in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("access", "view", "hidden"),
+    [
+        (Access.LABEL_ONLY, LabelOnlyView, ("scores", "logits", "features")),
+        (Access.SCORE, ScoreView, ("logits", "features")),
+    ],
+)
+def test_a_view_has_no_method_beyond_its_access(access, view, hidden):
+    toy = target()
+    seen = restricted(toy, access)
+    assert type(seen) is view and seen.access == access
+    assert not any(hasattr(seen, name) for name in hidden)
+    assert seen.labels(prototypes()).tolist() == [0, 1, 2, 3]
+    assert toy.ledger.spent.total() == 4
+
+
+def test_white_box_access_is_the_target_itself():
+    toy = target()
+    assert restricted(toy, Access.WHITE_BOX) is toy
+
+
+def test_access_prints_as_users_write_it():
+    assert [str(access) for access in Access] == ["label-only", "score", "white-box"]

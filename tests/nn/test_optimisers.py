@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from mi_audit.nn.optimisers import Adam, Nesterov
+
+
+def test_two_nesterov_steps_by_hand():
+    rule = Nesterov(lr=0.5, momentum=0.5)
+    z = torch.tensor([[10.0]])
+    z, state = rule.update(z, torch.tensor([[4.0]]), rule.start(z), 0)  # v = -2, z = 10 - 0 + 1.5 * -2
+    assert z.item() == 7
+    z, (velocity,) = rule.update(z, torch.tensor([[2.0]]), state, 1)  # v = -1 - 1, z = 7 - 0.5 * -2 + 1.5 * -2
+    assert (z.item(), velocity.item()) == (5, -2)
+
+
+@pytest.mark.parametrize("betas", [(0.1, 0.1), (0.9, 0.999)])
+def test_adam_steps_like_the_one_of_torch(betas):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 5, generator=generator)
+    reference = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([reference], lr=0.05, betas=betas)
+    rule, z = Adam(0.05, betas), start
+    state = rule.start(z)
+    for step in range(3):
+        gradient = torch.randn(3, 5, generator=generator)
+        reference.grad = gradient
+        optimiser.step()
+        z, state = rule.update(z, gradient, state, step)
+        torch.testing.assert_close(z, reference.detach())
+
+
+@pytest.mark.parametrize("rule", [Adam(0.1), Nesterov(0.1)])
+def test_rows_never_interact(rule):
+    z, gradient = torch.zeros(2, 3), torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    moved, state = rule.update(z, gradient, rule.start(z), 0)
+    assert (moved[1] == 0).all() and (moved[0] != 0).all()
+    assert all((memory[1] == 0).all() for memory in state)

@@ -1,0 +1,184 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mi_audit.core.errors import StorageError, TargetError
+from mi_audit.core.target import QueryLedger, TorchTarget
+from mi_audit.store.targets import load_model, load_target, new_model, save_model
+
+
+def fresh(arch="built-in:cnn", num_classes=4, channels=1, seed=0, **changes):
+    settings = {"size": 32, "mean": (0.25,), "std": (0.5,), **changes}
+    return new_model(arch, num_classes=num_classes, channels=channels, seed=seed, **settings)
+
+
+def images(channels=1):
+    return torch.rand(3, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def bare(path, arch="built-in:cnn", **changes):
+    save_file(fresh(arch, **changes).classifier.net.state_dict(), path)
+    return str(path)
+
+
+def test_fresh_weights_depend_on_the_seed_and_leave_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    assert fresh(seed=1).sha256 == fresh(seed=1).sha256 != fresh(seed=2).sha256
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_saved_model_loads_again_without_flags(tmp_path):
+    model = fresh(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), channels=3)
+    model = replace(model.with_input(order=(3, 1, 0, 2)), class_names=("a", "b", "c", "d"))
+    path = tmp_path / "m.safetensors"
+    saved = save_model(path, model, {"defense": {"name": "tldmi", "share": 0.8}, "seed": 7})
+    model.classifier.eval()
+    for sidecar in (True, False):
+        loaded = load_model(str(path))
+        loaded.classifier.eval()
+        assert torch.equal(loaded.classifier(images(3)), model.classifier(images(3)))
+        assert (loaded.arch, loaded.sha256, loaded.class_names) == (model.arch, model.sha256, model.class_names)
+        assert loaded.defense == {"name": "tldmi", "share": 0.8} == saved.defense
+        assert loaded.class_order == "as given" and {"mean", "size", "order"} <= loaded.explicit
+        assert all("manifest" in loaded.origins[fact] for fact in ("arch", "size", "mean", "class_names"))
+        assert path.with_suffix(".json").exists() == sidecar
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def test_saving_hashes_the_weights_as_they_are_now(tmp_path):
+    model = fresh()
+    with torch.no_grad():
+        model.classifier.head.bias += 1
+    saved = save_model(tmp_path / "m.safetensors", model, {})
+    assert saved.sha256 != model.sha256 and saved.sha256 == load_model(saved.ref).sha256
+
+
+def test_the_same_model_is_saved_with_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        save_model(tmp_path / f"{name}.safetensors", fresh(), {"x": {"b": 1, "a": 2}})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=str(tmp_path)):
+        save_model(tmp_path / "file" / "m.safetensors", fresh(), {})
+
+
+def test_a_bare_file_is_recognised_by_its_tensors(tmp_path):
+    model = load_model(bare(tmp_path / "x.safetensors", num_classes=6))
+    assert (model.arch, model.classifier.num_classes, model.classifier.channels) == ("built-in:cnn", 6, 1)
+    assert model.explicit == frozenset() and model.class_order == "auto"
+
+
+def test_flags_win_over_the_sidecar_and_it_over_metadata(tmp_path):
+    state = fresh().classifier.net.state_dict()
+    save_file(state, tmp_path / "x.safetensors", {"mi_audit": json.dumps({"size": 40, "mean": [0.1], "std": [0.2]})})
+    (tmp_path / "x.json").write_text(json.dumps({"size": 48, "mean": [0.3], "label_names": list("abcd")}))
+    (tmp_path / "labels.txt").write_text("w\nx\ny\nz\n")
+    model = load_model(str(tmp_path / "x.safetensors"), size=32, labels=tmp_path / "labels.txt")
+    net = model.classifier
+    assert (net.size, net.mean_values, net.std_values, model.class_names) == (32, (0.3,), (0.2,), tuple("wxyz"))
+    assert [model.origins[fact] for fact in ("size", "mean", "std")] == [
+        "flag",
+        "sidecar x.json",
+        "manifest in the metadata",
+    ]
+
+
+def test_a_timm_folder(tmp_path):
+    save_file(fresh("timm:resnet18", size=64, channels=3).classifier.net.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "resnet18", "num_classes": 4, "label_names": list("abcd")}
+    config["pretrained_cfg"] = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_model(f"local-dir:{tmp_path}")
+    assert (model.arch, model.classifier.size, model.class_names) == ("timm:resnet18", 64, tuple("abcd"))
+    assert model.origins["arch"] == "sidecar config.json" and model.alternatives == ()
+
+
+def test_half_precision_is_computed_in_single(tmp_path):
+    state = {k: v.half() if v.is_floating_point() else v for k, v in fresh().classifier.net.state_dict().items()}
+    save_file(state, tmp_path / "x.safetensors")
+    model = load_model(str(tmp_path / "x.safetensors"))
+    assert {parameter.dtype for parameter in model.classifier.parameters()} == {torch.float32}
+    assert "float16 read as float32" in model.origins["weights"]
+
+
+def test_several_architectures_need_data_or_a_flag(tmp_path):
+    path = bare(tmp_path / "x.safetensors", "timm:resnet18", channels=3)
+    assert load_model(path).alternatives == ("built-in:resnet18-small",)
+    with pytest.raises(TargetError, match=r"fits torchvision:resnet18, built-in:resnet18-small; say which.*--arch"):
+        load_target(path)
+    assert isinstance(load_target(path, arch="built-in:resnet18-small"), TorchTarget)
+
+
+def test_the_same_weights_in_another_architecture_compute_something_else(tmp_path):
+    model = load_model(bare(tmp_path / "x.safetensors", "timm:resnet18", channels=3))
+    small = model.as_arch("built-in:resnet18-small")
+    assert (small.arch, small.classifier.size, small.sha256) == ("built-in:resnet18-small", 64, model.sha256)
+    assert torch.equal(small.classifier.head.weight, model.classifier.head.weight)
+    assert small.classifier.mean_values == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "timm:resnet18"}, "expected the weights of timm:resnet18, got"),
+        ({"arch": "resnet19"}, "expected an architecture such as timm:NAME"),
+        ({"num_classes": 7}, "of another shape: 8.weight (4, 128) instead of (7, 128)"),
+        ({"channels": 3}, "of another shape: 0.0.weight"),
+        ({"mean": (0.5, 0.5)}, "expected 1 or 1 numbers"),
+    ],
+)
+def test_flags_that_contradict_the_weights_are_refused_in_one_line(tmp_path, options, message):
+    with pytest.raises(TargetError) as error:
+        load_model(bare(tmp_path / "x.safetensors"), **options)
+    assert message in str(error.value) and "\n" not in str(error.value) and error.value.exit_code == 3
+
+
+def test_too_many_class_names_are_refused(tmp_path):
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    with pytest.raises(TargetError, match=r"expected 4 class names, got 2 \(flag\); correct --labels"):
+        load_model(bare(tmp_path / "x.safetensors"), labels=tmp_path / "labels.txt")
+
+
+def test_own_code_that_ignores_the_class_count_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_fixed.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+    )
+    save_file({"1.weight": torch.ones(3, 12), "1.bias": torch.zeros(3)}, tmp_path / "x.safetensors")
+    model = load_model(str(tmp_path / "x.safetensors"), arch="py:own_fixed:net", size=2)
+    assert model.classifier.num_classes == 3 and model.classifier.channels == 3
+    with pytest.raises(TargetError, match=r"expected 5 classes \(flag\), got 3 outputs"):
+        load_model(str(tmp_path / "x.safetensors"), arch="py:own_fixed:net", size=2, num_classes=5)
+
+
+def test_code_named_by_a_file_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_evil.py").write_text("import pathlib\npathlib.Path('proof').touch()\n")
+    path = bare(tmp_path / "x.safetensors")
+    (tmp_path / "x.json").write_text('{"arch": "py:own_evil:net"}')
+    with pytest.raises(TargetError, match="add --arch py:own_evil:net if you want that"):
+        load_model(path)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_target_counts_queries_and_is_frozen(tmp_path):
+    save_model(tmp_path / "x.safetensors", fresh(), {})
+    model, ledger = load_model(str(tmp_path / "x.safetensors")), QueryLedger()
+    target = model.target(ledger)
+    assert target.features(images()).shape == (3, 128) and target.logits(images()).shape == (3, 4)
+    assert ledger.spent.total() == 6
+    assert not any(parameter.requires_grad for parameter in model.classifier.parameters())
+
+
+def test_published_weights_are_loaded_with_their_own_input(monkeypatch):
+    net = fresh("timm:resnet18", size=64, channels=3).classifier.net
+    monkeypatch.setattr("mi_audit.store.references.timm.create_model", lambda _name, **_options: net)
+    model = load_model("timm:resnet18.a1_in1k", size=64)
+    assert (model.arch, model.origins["weights"]) == ("timm:resnet18.a1_in1k", "published weights")
+    assert model.classifier.mean_values == (0.485, 0.456, 0.406) and model.origins["mean"] == "timm default"

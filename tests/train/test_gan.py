@@ -1,0 +1,193 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mi_audit.core.dataset import Dataset
+from mi_audit.core.errors import DataError, Diverged
+from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
+from mi_audit.nn.gan import MinibatchStdDev, Networks
+from mi_audit.train.gan import GanSettings, fit, follow
+from tests import toy
+
+OBJECTIVES = [WassersteinGP(critic_steps=2), NonSaturatingR1(every=3, images=4)]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def networks(critic: nn.Module | None = None) -> Networks:
+    """The smallest generator and critic of 8x8 images with every kind of layer that matters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = nn.Sequential(
+            *(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Unflatten(1, (8, 2, 2))),
+            *(nn.ConvTranspose2d(8, 3, 4, 4), nn.Sigmoid()),
+        )
+        critic = critic or nn.Sequential(
+            *(nn.Conv2d(3, 8, 4, 4), nn.LeakyReLU(0.2), MinibatchStdDev(), nn.Conv2d(9, 1, 2), nn.Flatten(0)),
+        )
+        return Networks(generator, critic, 4)
+
+
+def settings(objective, **more) -> GanSettings:
+    steps = {"steps": 7, "batch_size": 8, "save_every": 2, "average": 0.5} | more
+    return GanSettings(objective=objective, **steps)
+
+
+def train(recipe, *, public=None, start=None, on_step=lambda *_: None, seed=1, **more) -> Networks:
+    public = toy.dataset() if public is None else public
+    start = start or networks()
+    return fit(start, public, recipe, seed=seed, device="cpu", on_step=on_step, **more)
+
+
+def bits(fitted: Networks) -> list[torch.Tensor]:
+    return [t.clone() for network in fitted[:2] for t in network.state_dict().values()]
+
+
+def same(one: Networks, other: Networks) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(bits(one), bits(other), strict=True))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(objective):
+    recipe = settings(objective, shift=0.1, brightness=0.2, flips=True)
+    before = torch.get_rng_state()
+    first = train(recipe)
+    assert same(first, train(recipe))
+    assert not same(first, train(recipe, seed=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, objective, precision):
+    recipe = settings(objective, precision=precision, shift=0.1)
+    expected = train(recipe)
+
+    def interrupt(stage, done, total):
+        if done == 6:
+            raise Interrupted
+
+    path = tmp_path / "prior.pt"
+    with pytest.raises(Interrupted):
+        train(recipe, on_step=interrupt, checkpoint=path)
+    seen = []
+    found = train(recipe, on_step=lambda *step: seen.append(step), checkpoint=path)
+    assert seen == [("prior", 5, 7), ("prior", 6, 7), ("prior", 7, 7)]
+    assert same(found, expected)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_generated_images_move_to_the_mean_colour_of_the_public_ones(objective):
+    colour = torch.tensor([220, 40, 130], dtype=torch.uint8)[:, None, None]
+    public = Dataset("one colour", colour.expand(16, 3, 8, 8), torch.zeros(16, dtype=torch.int64), ("a",), "f")
+    start = networks()
+    noise = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    goal = colour.flatten() / 255
+    before = (start.generator(noise).mean(dim=(0, 2, 3)) - goal).abs().mean()
+    fitted = train(settings(objective, steps=240, lr=0.01, average=0.9), public=public, start=start)
+    after = (fitted.generator(noise).mean(dim=(0, 2, 3)) - goal).abs().mean()
+    assert after < before / 2
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_critic_learns_to_tell_the_public_images(objective):
+    start = networks()
+    fitted = train(settings(objective, steps=60, lr=0.005), start=start)
+    real = fitted.critic(toy.dataset().images()).mean()
+    noise = fitted.critic(torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))).mean()
+    assert real > noise + 0.1
+
+
+def test_the_generator_moves_only_when_it_is_due():
+    start = networks()
+    first = [weight.clone() for weight in start.generator.parameters()]
+    train(settings(WassersteinGP(critic_steps=3), steps=2), start=start)
+    assert all(torch.equal(a, b) for a, b in zip(first, start.generator.parameters(), strict=True))
+    start = networks()
+    train(settings(WassersteinGP(critic_steps=3), steps=3), start=start)
+    assert not all(torch.equal(a, b) for a, b in zip(first, start.generator.parameters(), strict=True))
+
+
+def test_a_frozen_part_of_the_result_needs_no_gradient_and_is_in_eval_mode():
+    for network in train(settings(NonSaturatingR1()))[:2]:
+        assert not network.training
+        assert not any(weight.requires_grad for weight in network.parameters())
+
+
+def test_progress_counts_every_step():
+    seen = []
+    train(settings(NonSaturatingR1(), steps=3), on_step=lambda *step: seen.append(step))
+    assert seen == [("prior", 1, 3), ("prior", 2, 3), ("prior", 3, 3)]
+
+
+class Broken(nn.Module):
+    """A critic whose score is no number from its eleventh batch on: the first of the fourth step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += self.training
+        return images.mean(dim=(1, 2, 3)) * self.weight * (math.nan if self.calls > 9 else 1.0)
+
+
+def test_a_loss_that_is_no_number_names_its_step():
+    recipe = settings(NonSaturatingR1(every=100, gamma=0.0), steps=9, lr=1e-3, save_every=5)
+    with pytest.raises(Diverged, match=r"at step 3 of 9 \(learning rate 0\.001\)"):
+        train(recipe, start=networks(Broken()))
+
+
+def test_too_few_public_images_are_refused():
+    with pytest.raises(DataError, match="at least two public images, got 1 in toy"):
+        train(settings(NonSaturatingR1()), public=toy.dataset().select(torch.tensor([0])))
+
+
+def test_every_public_image_is_used_once_per_epoch():
+    public = toy.dataset()
+    public = replace(public, pixels=torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 8, 8))
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, images):
+            if not images.requires_grad and images.std(dim=(1, 2, 3)).max() == 0:
+                seen.extend((images[:, 0, 0, 0] * 255).round().int().tolist())
+            return images.mean(dim=(1, 2, 3)) * self.weight
+
+    train(settings(NonSaturatingR1(every=100), steps=7), public=public, start=networks(Watching()))
+    # batches of 8; the first step also looks at the penalty, so start at the second epoch
+    epoch = seen[-32:-8]
+    assert sorted(epoch) == list(range(24))
+    assert epoch != sorted(epoch)
+
+
+def test_the_average_follows_by_its_formula():
+    average, network = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    with torch.no_grad():
+        network.weight.fill_(11.0)
+        network.running_mean.fill_(5.0)
+        network.num_batches_tracked.fill_(7)
+    follow(average, network, decay=0.9, update=10_000)
+    torch.testing.assert_close(average.weight.detach(), torch.tensor([0.9 * 1 + 0.1 * 11]))
+    torch.testing.assert_close(average.running_mean, torch.tensor([0.1 * 5]))
+    assert average.num_batches_tracked == 7
+    assert network.weight == 11.0
+
+
+def test_the_first_updates_weigh_more():
+    average, network = nn.Linear(1, 1), nn.Linear(1, 1)
+    nn.init.zeros_(average.weight)
+    nn.init.ones_(network.weight)
+    follow(average, network, decay=0.999, update=1)
+    torch.testing.assert_close(average.weight.detach(), torch.tensor([[9 / 11]]))
