@@ -62,6 +62,22 @@ def _parse(words: list[str], *, complete: bool) -> None:
         command.make_context("mi-audit", words, parent=context, resilient_parsing=not complete)
 
 
+def _options(command) -> set[str]:
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*map(_options, getattr(command, "commands", {}).values()))
+
+
+SOURCES = sorted([*(ROOT / "mi_audit").rglob("*.py"), *(ROOT / "examples").iterdir()])
+
+
+@pytest.mark.parametrize("file", [file for file in SOURCES if file.is_file()], ids=documents.name_of)
+def test_options_named_in_messages_exist(file):
+    known = _options(typer.main.get_command(app)) | {"--help", "--version"}
+    foreign = {"--map-root-user", "--net", "--no"}  # of unshare; the start of --no-OPTION
+    named = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", file.read_text())
+    assert set(named) <= known | foreign, f"no such option: {', '.join(sorted(set(named) - known - foreign))}"
+
+
 def _measured() -> set[str]:
     return {name for metric in registry.metrics().values() for name in metric.names} | {"target_acceptance"}
 
@@ -121,6 +137,11 @@ def test_every_page_is_in_the_index():
 def test_the_readme_lists_the_methods_there_are():
     expected = catalogue.markdown().strip()
     assert documents.between(ROOT / "README.md", "methods") == expected, f"put this between the markers:\n{expected}"
+
+
+def test_the_readme_shows_the_end_of_the_demo():
+    shown = documents.between(ROOT / "README.md", "sample")
+    assert "GMI" in shown and "PPA" in shown and "Control" in shown, "paste what `mi-audit demo` prints at its end"
 
 
 def test_the_configuration_page_lists_all_settings():

@@ -152,7 +152,7 @@ def summarise(changes: list[Change]) -> str:
         return "No attack was measured in both audits."
     worst = max(leaks, key=lambda change: change.before.value or 0.0)
     leak = f"{_percent(worst.before)} to {_percent(worst.after)}"
-    sentence = f"Attack accuracy of the strongest attack ({worst.attack}) went from {leak}"
+    sentence = f"Attack accuracy of the strongest attack ({worst.attack.upper()}) went from {leak}"
     cost = f"test accuracy went from {_percent(utility.before)} to {_percent(utility.after)}"
     return f"{sentence} ({worst.meaning}); {cost} ({utility.meaning})."
 
@@ -169,7 +169,7 @@ def _percent(quantity: Quantity) -> str:
         return "unknown"
     interval = quantity.interval
     around = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval else ""
-    return f"{100 * quantity.value:.1f} %{around}"
+    return f"{100 * quantity.value:.1f}%{around}"
 
 
 def _weighted(models: tuple[ModelFacts, ...]) -> tuple[ClassValue, ...]:

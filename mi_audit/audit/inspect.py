@@ -54,6 +54,16 @@ def inspect_model(
         class_names=read_labels(labels) if labels else None, model_kwargs=model_kwargs or None,
     )  # fmt: skip
     found: dict[str, Any] = {"ref": ref, "facts": {}, "parameters": None, "file": None, "config": None, "problems": []}
+    return found | _found(ref, flags, class_order)
+
+
+def config_text(found: Mapping[str, Any]) -> str:
+    """The sidecar json to save beside the weights."""
+    return canonical(found["config"] or {})
+
+
+def _found(ref: str, flags: Declared, class_order: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     if ref.startswith(PUBLISHED):
         found["problems"] = [f"{ref} names published weights, which are downloaded when they are used"]
         return found
@@ -80,11 +90,6 @@ def inspect_model(
     found["problems"] = [problem] if problem else []
     found["config"] = _config(declared, certain=not alternatives)
     return found
-
-
-def config_text(found: Mapping[str, Any]) -> str:
-    """The sidecar json to save beside the weights."""
-    return canonical(found["config"] or {})
 
 
 def _resolved(checkpoint: Checkpoint, flags: Declared, ref: str) -> tuple[Declared, str | None, tuple[str, ...]]:

@@ -10,10 +10,10 @@ from rich.table import Table
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.settings import plan_from_json, plan_of
 from mi_audit.cli.console import duration, watching
-from mi_audit.cli.finish import deliver, parse_reports
+from mi_audit.cli.finish import Reported, deliver, parse_reports
 from mi_audit.cli.options import AllowPickle, DryRun, ExitZero, Fresh, Given, Json, Reports, takes_settings
 from mi_audit.cli.session import Session, current, emit_json, stdout
-from mi_audit.core.errors import ConfigError
+from mi_audit.core.errors import ConfigError, StorageError
 
 
 @takes_settings("model", "data", "run", "gate", "baseline")
@@ -105,7 +105,7 @@ def demo(
     session = current()
     from mi_audit.audit.demo import run_demo
 
-    session.run = out or Path("runs") / "demo"
+    session.run = claim(out or Path("runs") / "demo")
     with watching(session) as progress:
         result = run_demo(out, seed, cache, progress)
     deliver(session, result, session.run, wanted)
@@ -157,16 +157,31 @@ def known_attacks() -> dict[str, frozenset[str]]:
     return dict(attack_tags())
 
 
-def run(session: Session, plan: Plan, kind: str, reports: tuple, *, exit_zero: bool) -> None:  # type: ignore[type-arg]
+def run(session: Session, plan: Plan, kind: str, reports: Reported, *, exit_zero: bool) -> None:
     """Run a plan under progress bars and deliver the result."""
     from mi_audit.audit.attack import run_attack
     from mi_audit.audit.defend import run_defense
     from mi_audit.audit.scene import run_folder_path
 
-    session.run = run_folder_path(plan, kind)
+    session.run = claim(run_folder_path(plan, kind))
     with watching(session) as progress:
         result = run_defense(plan, progress) if kind == "defend" else run_attack(plan, progress)
     deliver(session, result, session.run, reports, exit_zero=exit_zero, images=plan.images == "local")
+
+
+def claim(folder: Path) -> Path:
+    """`folder`, once it is known that a run can be written there.
+
+    Raises:
+        ConfigError: It cannot be written, holds something else, or is in use.
+    """
+    from mi_audit.store.runs import RunFolder
+
+    try:
+        RunFolder(folder).close()
+    except StorageError as error:
+        raise ConfigError(f"{error}; or choose another --out") from error
+    return folder
 
 
 def show_estimate(session: Session, plan: Plan, kind: str) -> None:

@@ -13,7 +13,6 @@ from rich.progress import (
     TaskID,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -72,9 +71,8 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("[dim]left"),
             TimeRemainingColumn(),
+            TextColumn("[dim]left"),
             console=console,
             transient=True,
         )

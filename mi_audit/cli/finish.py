@@ -15,10 +15,11 @@ from mi_audit.core.report import AuditReport, Comparison
 
 Format = Literal["html", "markdown", "json", "text"]
 Result = AuditReport | Comparison
+Reported = tuple[tuple[Format, Path], ...]
 SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
-def parse_reports(texts: Iterable[str] | None) -> tuple[tuple[Format, Path], ...]:
+def parse_reports(texts: Iterable[str] | None) -> Reported:
     """The pairs behind `--report FORMAT:FILE`; checked before a run, not after it.
 
     Raises:
@@ -59,7 +60,7 @@ def deliver(
     session: Session,
     result: Result,
     folder: Path,
-    reports: Iterable[tuple[Format, Path]] = (),
+    reports: Reported = (),
     *,
     exit_zero: bool = False,
     images: bool = True,

@@ -91,7 +91,7 @@ def dissect(model: nn.Module, example: Images) -> Anatomy:
         )
     ends = _blocks(modules, calls, operators) or _operators(modules, calls, operators)
     moments = _moments(modules, calls, tuple(ends))
-    members = _members(ends, moments, operators[-1])
+    members = _members(ends, moments)
     trunk = _common(tuple(ends))
     found = tuple(
         Unit(name, type(modules[name]).__name__, members[name], _stage(name, trunk, calls[name].gave)) for name in ends
@@ -216,12 +216,12 @@ def _attention(owner: str, modules: Mapping[str, nn.Module]) -> str:
     return parent if owner and isinstance(modules[parent], nn.MultiheadAttention) else owner
 
 
-def _members(ends: Mapping[str, int], moments: Mapping[str, float], head: str) -> dict[str, tuple[str, ...]]:
+def _members(ends: Mapping[str, int], moments: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
     names, ticks = list(ends), list(ends.values())
     members: dict[str, list[str]] = {name: [] for name in names}
     for parameter, tick in moments.items():
         place = bisect_right(ticks, tick)
-        if place < len(names) and head not in _ancestors(parameter):
+        if place < len(names):
             members[names[place]].append(parameter)
     return {name: tuple(parameters) for name, parameters in members.items()}
 

@@ -62,6 +62,8 @@ def build(arch: str, *, num_classes: int, channels: int, size: int | None, kwarg
         if family == "torchvision":
             return _torchvision(name, num_classes, channels, size, dict(kwargs))
         if family == "built-in":
+            if kwargs:
+                raise TypeError(f"built-in networks take no {', '.join(kwargs)}")
             return built_in(name, num_classes, channels)
         return _own(name, num_classes, dict(kwargs))
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:

@@ -35,8 +35,8 @@ class Ranges:
 
 
 RANGES = {
-    "shift": Ranges(degrees=8, zoom=0.08, shift=0.06, flip=False, brightness=0.0),
-    "faces": Ranges(degrees=8, zoom=0.08, shift=0.05, flip=True, brightness=0.2),
+    "shift": Ranges(degrees=8.0, zoom=0.08, shift=0.06, flip=False, brightness=0.0),
+    "faces": Ranges(degrees=8.0, zoom=0.08, shift=0.05, flip=True, brightness=0.2),
 }
 
 

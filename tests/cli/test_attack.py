@@ -47,7 +47,7 @@ def test_attack_writes_reports_and_prints_a_summary(cli, engine, tmp_path):
     done = cli("attack", "m.safetensors", "--out", "run", "--private", "p", "--public", "q")
     assert done.exit_code == 0, done.output
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
-    assert read_result(tmp_path / "run") == engine.result
+    assert read_result(tmp_path / "run").id == engine.result.id
     assert "GMI" in done.stdout
     assert "report: run/report.html" in done.stderr
     ((kind, plan),) = engine.seen
@@ -152,9 +152,20 @@ def test_resume_of_a_folder_of_another_kind_exits_2(cli, tmp_path):
     assert cli("resume", "run").exit_code == 2
 
 
-def test_out_in_a_file_is_refused(cli, engine, tmp_path):
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_run_folder_that_cannot_be_written_exits_2(cli, engine, tmp_path, out):
     (tmp_path / "taken").write_text("")
-    assert cli("attack", "m", "--out", "taken").exit_code == 2
+    done = cli("attack", "m", "--out", out)
+    assert done.exit_code == 2
+    assert "choose another --out" in done.stderr
+    assert not engine.seen
+
+
+def test_a_folder_of_other_things_is_no_run_folder(cli, engine, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.png").write_text("")
+    assert cli("attack", "m", "--out", "photos").exit_code == 2
+    assert not engine.seen
 
 
 def test_defend_passes_its_options(cli, engine):
@@ -187,7 +198,7 @@ def test_unknown_attacks_get_a_suggestion(cli, engine):
 
 def test_demo(cli, monkeypatch, tmp_path):
     def fake(out, seed, cache, progress):
-        (tmp_path / "d").mkdir()
+        assert (tmp_path / "d").is_dir()
         assert (out, seed, cache) == (Path("d"), 7, None)
         return comparison()
 

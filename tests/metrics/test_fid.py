@@ -17,10 +17,10 @@ def test_pictures_like_the_private_ones_have_distance_zero():
 
 
 def test_says_how_many_images_and_features_it_stands_on():
-    found = measure(evidence([0, 1, 2]))
+    found = measure(evidence([0, 1, 2] * 3, private_features=torch.eye(8).repeat(2, 1)))
     assert found.value is not None and found.value > 0
     assert found.interval is None
-    assert found.reason == "no interval (biased: fewer than 2d): 3 reconstructions, 8 private images, d = 8 features"
+    assert found.reason == "no interval (biased: fewer than 2d): 9 reconstructions, 16 private images, d = 8 features"
     features = torch.rand(9, 3, generator=torch.Generator().manual_seed(0))
     found = measure(evidence([0] * 9, features=features, private_features=features))
     assert found.reason == "no interval (a distance of sets): 9 reconstructions, 9 private images, d = 3 features"

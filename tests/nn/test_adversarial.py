@@ -63,7 +63,7 @@ def test_the_r1_penalty_is_lazy_and_keeps_its_average_weight():
     objective = NonSaturatingR1(gamma=1.0, every=3)
     due = [objective.penalty(critic, images(1.0), images(1.0), torch.rand(1), step) for step in range(6)]
     assert [penalty is not None for penalty in due] == [True, False, False, True, False, False]
-    assert sum(float(penalty) for penalty in due if penalty is not None) / 6 == 0.5
+    assert sum(float(penalty.detach()) for penalty in due if penalty is not None) / 6 == 0.5
 
 
 def test_the_r1_penalty_looks_at_some_real_images_only():

@@ -14,6 +14,6 @@ def test_only_mixed_precision_computes_in_bfloat16():
 
 def test_auto_follows_the_hardware(monkeypatch):
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(precision, "has_native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr(precision, "has_native_bf16", lambda _device, native=native: native)
         with autocast("cpu", "auto"):
             assert (torch.eye(2) @ torch.eye(2)).dtype == dtype

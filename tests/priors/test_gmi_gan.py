@@ -97,7 +97,9 @@ def test_the_description_tells_the_light_recipe_from_the_published_one():
     assert light["objective"] == "non-saturating with lazy R1"
     assert published["objective"] == "WGAN-GP"
     assert published["steps"] == "120 epochs"
-    assert published["generator_parameters"] == 819_200 + 2 * 8192 + 25 * (512 * 256 + 256 * 128 + 128 * 64) + 896 + 4803
+    assert (
+        published["generator_parameters"] == 819_200 + 2 * 8192 + 25 * (512 * 256 + 256 * 128 + 128 * 64) + 896 + 4803
+    )
     assert "CVPR 2020" in str(published["paper"])
 
 

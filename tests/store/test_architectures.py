@@ -78,8 +78,8 @@ def test_loading_lists_at_most_five_of_each_problem():
     with pytest.raises(TargetError) as error:
         load_strictly(net, tensors, "py:x:y", "w.pt")
     assert str(error.value) == (
-        "expected the weights of py:x:y, got w.pt with 1 missing: bias; 7 unexpected: extra0, extra1, extra2, extra3, extra4, "
-        "...; 1 of another shape: weight (3, 2) instead of (2, 2); correct --arch, --num-classes or --size"
+        "expected the weights of py:x:y, got w.pt with 1 missing: bias; 7 unexpected: extra0, extra1, extra2, extra3, "
+        "extra4, ...; 1 of another shape: weight (3, 2) instead of (2, 2); correct --arch, --num-classes or --size"
     )
 
 
@@ -125,6 +125,7 @@ def test_own_code_that_does_not_exist_is_named(here):
         build("py:own_nothing:x", num_classes=5, channels=3, size=None, kwargs={})
 
 
-def test_arguments_a_factory_refuses_are_reported():
-    with pytest.raises(TargetError, match=r"expected timm:resnet18 to be built, got the error '.*wings.*'; correct"):
-        build("timm:resnet18", num_classes=5, channels=3, size=None, kwargs={"wings": 2})
+@pytest.mark.parametrize("arch", ["timm:resnet18", "torchvision:resnet18", "built-in:cnn"])
+def test_arguments_a_factory_refuses_are_reported(arch):
+    with pytest.raises(TargetError, match=rf"expected {arch} to be built, got the error '.*wings.*'; correct"):
+        build(arch, num_classes=5, channels=3, size=None, kwargs={"wings": 2})

@@ -97,9 +97,10 @@ def test_a_pickled_module_loads_when_allowed_and_leaves_no_copy(tmp_path, monkey
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "scratch").mkdir()
     net = nn.Linear(2, 3)
-    torch.save(net, tmp_path / "x.pt")
+    torch.save({"model": net, "proof": Malicious(tmp_path / "proof")}, tmp_path / "x.pt")
     checkpoint = open_checkpoint(tmp_path / "x.pt", allow_pickle=True)
     assert torch.equal(checkpoint.tensors["weight"], net.weight)
+    assert (tmp_path / "proof").is_dir()  # it did run, which is what the user allowed
     assert not list((tmp_path / "scratch").iterdir())
 
 

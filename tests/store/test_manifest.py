@@ -15,7 +15,8 @@ def test_the_first_to_speak_wins_and_keeps_its_origin():
 def test_timm_sidecar():
     text = json.dumps(
         {
-            "architecture": "resnet18", "num_classes": 2, "label_names": ["a", "b"], "model_args": {"act_layer": "gelu"},
+            "architecture": "resnet18", "num_classes": 2, "label_names": ["a", "b"],
+            "model_args": {"act_layer": "gelu"},
             "pretrained_cfg": {"input_size": [1, 96, 96], "mean": [0.5], "std": [0.25], "crop_pct": 0.9},
         }
     )  # fmt: skip
@@ -78,7 +79,7 @@ def test_our_own_manifest_is_told_from_other_sidecars():
     ],
 )
 def test_a_broken_sidecar_is_named(text, message):
-    with pytest.raises(TargetError, match="s.json") as error:
+    with pytest.raises(TargetError, match=r"s\.json") as error:
         read_json(text, "sidecar", "s.json")
     assert message in str(error.value) and "\n" not in str(error.value)
 

@@ -91,7 +91,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
 
 def test_published_weights_bring_their_input_and_class_names(monkeypatch):
     net = torchvision.models.squeezenet1_1()
-    monkeypatch.setattr("torchvision.models.get_model", lambda _name, weights: net)
+    monkeypatch.setattr("torchvision.models.get_model", lambda _name, **_options: net)
     found, facts = published("torchvision:squeezenet1_1@IMAGENET1K_V1")
     assert found is net and facts.arch == "torchvision:squeezenet1_1" and facts.size == 224
     assert facts.class_names is not None and len(facts.class_names) == 1000 and facts.class_names[0] == "tench"
@@ -107,5 +107,5 @@ def test_a_download_that_fails_is_one_line(monkeypatch):
         raise URLError("offline")
 
     monkeypatch.setattr("timm.create_model", fail)
-    with pytest.raises(TargetError, match="expected the published weights of timm:resnet18, got '.*offline.*'; check"):
+    with pytest.raises(TargetError, match=r"expected the published weights of timm:resnet18, got '.*offline.*'; check"):
         published("timm:resnet18")

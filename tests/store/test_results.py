@@ -91,7 +91,7 @@ def test_another_major_version_is_refused_and_a_later_minor_one_is_read(tmp_path
 
 def test_wrong_field_is_named(tmp_path):
     data = json.loads(to_json(sample.audit()))
-    data["attacked"] = ["zero"]
+    data["attacked"] = ["0"]  # a number in quotes is no number
     (tmp_path / "result.json").write_text(json.dumps(data))
     with pytest.raises(StorageError, match=r"attacked\.0"):
         read_result(tmp_path)

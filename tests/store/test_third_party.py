@@ -31,7 +31,7 @@ def test_lenet_reaches_its_published_accuracy(root):
     data = Dataset("mnist", pixels, labels, tuple("0123456789"), "test")
     settled, measured = identify(model, data, "cpu")
     assert measured.value == pytest.approx(0.9908, abs=2e-4)
-    assert settled.classifier.mean_values == (0.0,) and settled.class_order == "natural"
+    assert settled.classifier.mean_values == (0.0,) and settled.class_order == "lexical"
 
 
 def test_squeezenet_in_half_precision_is_recognised_by_its_tensors():

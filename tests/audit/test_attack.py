@@ -1,0 +1,153 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mi_audit.audit.attack import run_attack
+from mi_audit.audit.plan import AttackPlan, RulePlan
+from mi_audit.core.errors import ConfigError, DataError, TargetError
+from mi_audit.core.report import AuditReport
+from mi_audit.store.images import read_png
+from mi_audit.store.results import read_result
+from mi_audit.store.runs import RunFolder
+from mi_audit.store.targets import load_model, save_model
+from tests.world import digit_plan
+
+
+@pytest.fixture(scope="module")
+def run(digits: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AuditReport]:
+    out = tmp_path_factory.mktemp("audit") / "run"
+    return out, run_attack(digit_plan(digits, out, cache))
+
+
+def test_the_saved_result_is_the_returned_one(run):
+    assert read_result(run[0]) == run[1]
+
+
+def test_every_attack_and_the_control_measure_every_class_and_seed(run):
+    report = run[1]
+    assert [attack.name for attack in report.attacks] == ["gmi", "ppa", "control:random-prior"]
+    for attack in report.attacks:
+        accuracy = attack.measurement("attack_acc1")
+        assert {(row.label, row.seed) for row in accuracy.per_class} == {(0, 0), (0, 1), (3, 0), (3, 1)}
+        assert accuracy.count == sum(row.count for row in accuracy.per_class)
+        assert not attack.failed
+
+
+def test_the_control_never_asks_the_target_and_the_attacks_do(run):
+    by_name = {attack.name: attack for attack in run[1].attacks}
+    assert by_name["control:random-prior"].queries == {}
+    assert by_name["gmi"].queries["white-box"] > 0 and by_name["ppa"].queries["score"] > 0
+
+
+def test_what_is_measured_is_what_was_written(run):
+    out, report = run
+    model = load_model(report.targets[0].ref).target()
+    with RunFolder(out) as folder:
+        jobs = [folder.read_job(file.stem) for file in sorted((out / "jobs").glob("gmi-s0-c0003*"))]
+    ((tensors, _),) = jobs
+    pictures = torch.stack([read_png(out / f"images/gmi/s0/0003-{place}.png") for place in range(2)])
+    assert torch.equal(pictures, tensors["images"])
+    accepted = model.labels(pictures.float() / 255) == 3
+    assert torch.equal(accepted, tensors["accepted"])
+
+
+def test_target_acceptance_is_the_share_of_accepted_pictures(run):
+    out, report = run
+    with RunFolder(out) as folder:
+        jobs = [folder.read_job(file.stem) for file in (out / "jobs").glob("gmi-*")]
+    shares = torch.cat([tensors["accepted"] for tensors, _ in jobs]).float()
+    assert report.attacks[0].measurement("target_acceptance").value == pytest.approx(float(shares.mean()))
+
+
+def test_pictures_and_their_nearest_private_images_exist(run):
+    out, report = run
+    for attack in report.attacks:
+        assert [picture.label for picture in attack.pictures] == [0, 3]
+        for picture in attack.pictures:
+            assert (out / picture.file).is_file() and (out / picture.nearest).is_file()
+    assert (out / report.priors[0].samples).is_file()
+
+
+def test_a_repeated_run_reads_its_jobs_and_gives_the_same_bytes(run, digits: Path, cache: Path):
+    out, _ = run
+    before = (out / "result.json").read_bytes()
+    stamps = {file: file.stat().st_mtime_ns for file in (out / "jobs").iterdir()}
+    run_attack(digit_plan(digits, out, cache))
+    assert (out / "result.json").read_bytes() == before
+    assert {file: file.stat().st_mtime_ns for file in (out / "jobs").iterdir()} == stamps
+
+
+def test_clock_time_is_kept_out_of_the_result(run):
+    timing = json.loads((run[0] / "timing.json").read_text())
+    assert timing["total_seconds"] > 0 and any(name.startswith("gmi") for name in timing["jobs"])
+    assert "seconds" not in (run[0] / "result.json").read_text()
+
+
+def test_results_do_not_depend_on_the_chunks_of_classes(run, digits: Path, cache: Path, tmp_path: Path):
+    report = run_attack(replace(digit_plan(digits, tmp_path / "run", cache), chunk=2))
+    for whole, cut in zip(report.attacks, run[1].attacks, strict=True):
+        for name in ("attack_acc1", "knn_l2sq_min"):
+            ours = np.array([row.value for row in whole.measurement(name).per_class])
+            theirs = np.array([row.value for row in cut.measurement(name).per_class])
+            np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
+def test_without_pictures_nothing_that_shows_a_person_is_left(digits: Path, cache: Path, tmp_path: Path):
+    plan = digit_plan(digits, tmp_path / "run", cache)
+    report = run_attack(replace(plan, images="none", seeds=1, attacks=plan.attacks[:1]))
+    assert not list((tmp_path / "run").rglob("*.png")) and not (tmp_path / "run/jobs").exists()
+    assert all(attack.pictures == () for attack in report.attacks)
+    assert (tmp_path / "run/result.json").is_file()
+
+
+def test_the_gate_of_the_plan_is_judged(digits: Path, cache: Path, tmp_path: Path):
+    plan = digit_plan(digits, tmp_path / "run", cache)
+    rules = (RulePlan(id="MI001", when="attack_acc1 > -0.5"),)
+    report = run_attack(replace(plan, seeds=1, attacks=plan.attacks[:1], rules=rules))
+    assert report.verdict.outcome == "FAIL"
+
+
+def test_an_exhausted_query_budget_fails_the_jobs_and_is_listed(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), max_queries=5, seeds=1)
+    report = run_attack(plan)
+    assert all("at most 5 queries" in failed for attack in report.attacks[:2] for failed in attack.failed)
+    assert report.attacks[0].measurements == () and report.attacks[0].failed
+
+
+def test_an_untrained_model_is_not_audited(digits: Path, cache: Path, tmp_path: Path):
+    model = load_model(str(digits))
+    for weight in model.classifier.net.parameters():
+        weight.data.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
+    save_model(tmp_path / "broken.safetensors", model, {})
+    with pytest.raises(TargetError, match="above chance"):
+        run_attack(digit_plan(tmp_path / "broken.safetensors", tmp_path / "run", cache))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"private": None}, DataError, "--private"),
+        ({"public": None}, DataError, "--public"),
+        ({"classes": "0-9"}, ConfigError, "classes from 0 to 4"),
+        ({"attacks": ()}, ConfigError, "at least one attack"),
+        ({"attacks": (AttackPlan(name="gni"),)}, ConfigError, "did you mean 'gmi'"),
+        ({"device": "cuda:99"}, ConfigError, "exists here"),
+        ({"private": "digits:0-3"}, TargetError, "4 classes"),
+        ({"size": 48}, ConfigError, "32, 64 or 128"),
+        ({"evaluator": "the target"}, ConfigError, "not the target"),
+    ],
+)
+def test_a_plan_that_cannot_work_says_so(digits, cache, tmp_path, changes, error, message):
+    changes = {"evaluator": str(digits)} if changes.get("evaluator") else changes
+    with pytest.raises(error, match=message):
+        run_attack(replace(digit_plan(digits, tmp_path / "run", cache), **changes))
+
+
+def test_an_evaluator_of_the_same_architecture_is_a_warning(digits: Path, cache: Path, tmp_path: Path):
+    plan = digit_plan(digits, tmp_path / "run", cache)
+    report = run_attack(replace(plan, evaluator_arch="built-in:cnn", seeds=1, attacks=plan.attacks[:1]))
+    assert any("share the architecture" in warning for warning in report.warnings)

@@ -1,0 +1,98 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_audit.audit.attack import run_attack
+from mi_audit.audit.defend import run_defense
+from mi_audit.audit.plan import DefendPlan
+from mi_audit.core.errors import ConfigError
+from mi_audit.core.report import Comparison
+from mi_audit.store.results import read_result
+from mi_audit.store.targets import load_model
+from tests.world import defend_plan, digit_plan
+
+
+@pytest.fixture(scope="module")
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+    out = tmp_path_factory.mktemp("defense") / "run"
+    return out, run_defense(defend_plan(out, cache))
+
+
+def test_both_sides_are_attacked_with_the_same_attacks_classes_and_seeds(run):
+    _, result = run
+    assert [a.name for a in result.before.attacks] == [a.name for a in result.after.attacks]
+    assert result.before.attacked == result.after.attacked == (0, 3)
+    assert result.before.targets[0].sha256 != result.after.targets[0].sha256
+    assert result.before.evaluator == result.after.evaluator
+
+
+def test_the_defended_model_keeps_the_public_start_where_it_is_frozen(run):
+    out, result = run
+    frozen = result.defense["resolved"]["frozen"]
+    defended = load_model(str(out / "models/defended-s0.safetensors")).classifier.state_dict()
+    twin = load_model(str(out / "models/undefended-s0.safetensors")).classifier.state_dict()
+    assert result.defense["resolved"]["units_frozen"] == 4 and len(frozen) >= 4
+    assert all(not torch.equal(defended[name], twin[name]) for name in frozen if name.endswith("weight"))
+    free = [name for name in defended if name not in frozen and name.endswith("weight")]
+    assert free and all(not torch.equal(defended[name], twin[name]) for name in free)
+
+
+def test_the_manifest_tells_what_was_done(run):
+    out, result = run
+    manifest = load_model(str(out / result.model)).defense
+    assert manifest["method"] == "tldmi" and manifest["settings"] == {"freeze": "80%"}
+    assert manifest == dict(result.defense)
+
+
+def test_the_twin_and_the_defended_model_share_recipe_and_start(run):
+    out, _ = run
+    sides = [load_model(str(out / f"models/{kind}-s0.safetensors")).defense for kind in ("undefended", "defended")]
+    assert sides[0]["recipe"] == sides[1]["recipe"]
+    assert sides[0]["init"] == sides[1]["init"]
+    assert sides[0]["method"] == "none"
+
+
+def test_the_defended_model_can_be_attacked_without_flags(run, cache: Path, tmp_path: Path):
+    out, result = run
+    plan = digit_plan(out / str(result.model), tmp_path / "run", cache)
+    report = run_attack(replace(plan, seeds=1, attacks=plan.attacks[:1]))
+    assert report.targets[0].sha256 == result.after.targets[0].sha256
+    assert report.targets[0].defense["method"] == "tldmi"
+
+
+def test_a_repeated_run_gives_the_same_bytes(run, cache: Path):
+    out, _ = run
+    before = (out / "result.json").read_bytes()
+    run_defense(defend_plan(out, cache))
+    assert (out / "result.json").read_bytes() == before
+    assert read_result(out).kind == "comparison"
+
+
+def test_the_defended_weights_are_copied_where_the_user_wants_them(run, cache: Path, tmp_path: Path):
+    out, _ = run
+    plan = defend_plan(out, cache)
+    run_defense(replace(plan, defend=replace(plan.defend, save=tmp_path / "safe.safetensors")))
+    assert load_model(str(tmp_path / "safe.safetensors")).defense["method"] == "tldmi"
+
+
+def test_unlabelled_public_data_cannot_start_a_defense(cache: Path, tmp_path: Path):
+    plan = replace(defend_plan(tmp_path / "run", cache), public="digits:9")
+    with pytest.raises(ConfigError, match="labelled public data"):
+        run_defense(plan)
+
+
+def test_public_weights_of_another_architecture_are_refused(run, cache: Path, tmp_path: Path, digits: Path):
+    plan = defend_plan(tmp_path / "run", cache)
+    plan = replace(plan, model=replace(plan.model, ref="built-in:resnet18-small"))
+    with pytest.raises(ConfigError, match="same architecture"):
+        run_defense(replace(plan, defend=DefendPlan(method="tldmi", pretrained=str(digits), epochs=1)))
+
+
+@pytest.mark.slow
+def test_auto_freeze_finds_a_cut_that_keeps_the_utility(cache: Path, tmp_path: Path):
+    plan = defend_plan(tmp_path / "run", cache)
+    plan = replace(plan, attacks=plan.attacks[:1], defend=replace(plan.defend, freeze="auto:5", epochs=6))
+    result = run_defense(plan)
+    assert result.defense["resolved"]["spec"].endswith("%") or result.defense["resolved"]["spec"] == "none"
