@@ -1,5 +1,6 @@
 """Everything an audit stands on before the first attack: device, data, evaluator, priors, run folder."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,12 +18,13 @@ from mi_audit.core.errors import ConfigError, DataError
 from mi_audit.core.report import DataFacts
 from mi_audit.store.cache import Cache
 from mi_audit.store.datasets import load_dataset, load_splits
-from mi_audit.store.files import digest
+from mi_audit.store.files import canonical_json, digest
 from mi_audit.store.overlap import overlap
 from mi_audit.store.runs import RunFolder
 from mi_audit.store.targets import LoadedModel, load_model, new_model
 
 ARCHITECTURES = ("built-in:", "timm:", "torchvision:")  # `defend` takes their names and trains the weights itself
+ELSEWHERE = ("command", "fresh", "device", "batch_size", "cache")  # of a plan, what no result depends on
 SMALLEST, LARGEST = 32, 128  # sides in pixels that the shipped priors are built for
 
 
@@ -135,7 +137,7 @@ def run_folder_path(plan: Plan, kind: str) -> Path:
     """Where the run is kept; without --out the name depends on the plan alone, so re-typing a command resumes it."""
     if plan.out is not None:
         return plan.out
-    settings = {k: v for k, v in plan_to_json(plan).items() if k not in ("command", "fresh", "device", "batch_size")}
+    settings = {name: value for name, value in plan_to_json(plan).items() if name not in ELSEWHERE}
     stem = Path(plan.model.ref.split(":")[-1]).stem or "model"
     return Path("runs") / f"{kind}-{stem}-{digest(kind, settings)[:8]}"
 
@@ -195,5 +197,5 @@ def _load(plan: Plan, kind: str, device: str, folder: RunFolder, clock: Clock, p
 
 
 def as_settings(method: object) -> dict[str, object]:
-    """The fields of a frozen method, for hashes and reports."""
-    return asdict(method)  # type: ignore[call-overload]
+    """The fields of a frozen method as plain JSON values, for hashes and reports."""
+    return json.loads(canonical_json(asdict(method)))  # type: ignore[call-overload]

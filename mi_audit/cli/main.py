@@ -91,7 +91,7 @@ def options(
         bool, typer.Option("--no-progress", metavar="", help="Print lines instead of progress bars.")
     ] = False,
     log_file: Annotated[
-        Path | None, typer.Option("--log-file", metavar="FILE", help="Append a full log to this file.")
+        Path | None, typer.Option("--log-file", metavar="FILE", help="Append progress and tracebacks to this file.")
     ] = None,
 ) -> None:
     """Can someone who holds this image classifier rebuild the people it was trained on?

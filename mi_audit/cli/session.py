@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,16 +52,12 @@ class Session:
                 raise ConfigError(f"expected a log file that can be written, got {error.strerror} on {file}") from error
 
     def start_logging(self) -> None:
-        """Send the messages and warnings of libraries to standard error and to the log file instead of all over."""
-        logging.captureWarnings(True)
-        logging.basicConfig(
-            level=LEVELS.get(self.verbosity, logging.DEBUG),
-            format="%(name)s: %(message)s",
-            force=True,
-            stream=sys.stderr,
-        )
-        if self.verbosity < 1:
-            logging.getLogger("py.warnings").setLevel(logging.ERROR)
+        """Silence what libraries say, unless it was asked for, and put the command line into the log file."""
+        logging.getLogger().setLevel(LEVELS.get(self.verbosity, logging.DEBUG))
+        if self.verbosity > 0:
+            logging.basicConfig(format="%(name)s: %(message)s")
+        else:
+            warnings.simplefilter("ignore")
         self.log("mi-audit " + " ".join(sys.argv[1:]))
 
 

@@ -169,18 +169,13 @@ class AttackResult:
     """One attack, or one control, over all classes and seeds.
 
     Attributes:
-        name: Attack name, or `control:random-prior`.
-        role: `attack` or `control`.
+        name, role: Name of the attack or control, such as `control:random-prior`.
         access: What the attacker saw.
-        prior: Recipe of the prior, and `paper` the citation.
-        settings: Hyper-parameters as run.
+        prior, paper, settings: Recipe of the prior, citation, hyper-parameters as run.
         measurements: Among them `target_acceptance`: the share the target itself assigns to the class.
-        queries: Images the target was asked about, by access.
-        work: Images passed through each network.
-        curves: Loss curves.
+        queries, work: Images the target was asked about, by access; images passed through each network.
         flags: Reasons to distrust the numbers, such as an attack that did not converge.
         failed: Jobs that failed, with the error.
-        pictures: One per class.
     """
 
     name: str
@@ -230,14 +225,11 @@ class AuditReport:
     """Everything one audit found. Holds no clock time: the same audit gives the same bytes.
 
     Attributes:
-        schema_version: Semantic version of this structure.
-        kind: Always `audit`.
         id: Hash of everything that determines the result.
         tool: Name and version of the program, of Python and of the libraries that matter.
         command: A command line that reproduces it.
         targets: The model under audit; one per training seed when the tool trained it.
-        classes: Class names, in label order.
-        attacked: Labels of the attacked classes.
+        classes, attacked: Class names in label order, and the labels of the attacked ones.
         overlap: What was found in the public data that is also in the private data.
         limits: What this result cannot tell, in sentences.
     """

@@ -155,7 +155,7 @@ def test_without_interval_only_an_exact_value_decides():
 
 
 def test_what_was_not_measured_is_inconclusive():
-    assert outcome(report(attack()), "fid < 10") == "INCONCLUSIVE"
+    assert outcome(report(attack()), "fid_evaluator < 10") == "INCONCLUSIVE"
     assert outcome(report(attack()), "attack_acc1[ppa] > 0.1") == "INCONCLUSIVE"
     assert outcome(report(attack()), "attack_acc1 - control.attack_acc1 > 0.1") == "INCONCLUSIVE"
 

@@ -126,6 +126,23 @@ def test_a_perceptron_is_divided_into_linear_layers():
     assert [unit.name for unit in units(net, torch.zeros(1, 3, 8, 8))] == ["1", "3"]
 
 
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(4, 4)
+
+    def forward(self, images):
+        return images * self.scale(images.mean(dim=(2, 3)))[:, :, None, None].sigmoid()
+
+
+def test_a_lone_block_among_convolutions_is_no_unit():
+    net = plain_cnn()
+    net.insert(8, Gate())
+    found = units(net, torch.zeros(1, 3, 8, 8))
+    assert [unit.name for unit in found] == ["0", "3", "6", "10", "13"]
+    assert "8.scale.weight" in found[3].parameters
+
+
 class Backwards(nn.Module):
     """Registers its layers against the order in which they run."""
 

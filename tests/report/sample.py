@@ -64,7 +64,7 @@ def measurements(accuracy: float, accepted: float, spread: float = 0.11) -> tupl
         measured("attack_acc1", accuracy, low, high, per_class=per_class),
         measured("attack_acc5", top5, top5 - 0.1, min(1.0, top5 + 0.1)),
         measured(
-            "knn_distance",
+            "knn_l2sq_min",
             distance,
             distance - 0.6,
             distance + 0.6,
@@ -73,7 +73,7 @@ def measurements(accuracy: float, accepted: float, spread: float = 0.11) -> tupl
             per_class=near,
         ),
         measured(
-            "fid",
+            "fid_evaluator",
             None,
             0,
             0,
@@ -180,9 +180,9 @@ def comparison(**more: object) -> Comparison:
         "before": audit(side="before/"), "after": audit(side="after/", gmi=0.31, ppa=0.59, targets=defended),
         "changes": (
             change("gmi", "attack_acc1", (0.46, 0.31), 0.09, "less leakage"),
-            change("gmi", "knn_distance", (6.7, 7.45), 0.4, "less leakage", "feature distance", 0.6),
+            change("gmi", "knn_l2sq_min", (6.7, 7.45), 0.4, "less leakage", "feature distance", 0.6),
             change("ppa", "attack_acc1", (0.68, 0.59), 0.12, "no significant change"),
-            change("ppa", "knn_distance", (5.6, 6.05), 0.7, "no significant change", "feature distance", 0.6),
+            change("ppa", "knn_l2sq_min", (5.6, 6.05), 0.7, "no significant change", "feature distance", 0.6),
             change("utility", "accuracy", (0.985, 0.962), 0.013, "worse", width=0.014),
         ),
         "summary": "TL-DMI lowered GMI from 46% to 31%; PPA shows no significant change; the model lost 2.3 points.",

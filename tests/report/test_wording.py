@@ -59,7 +59,7 @@ def test_flags_and_failures_of_both_sides_are_warnings():
 
 
 def test_a_missing_metric_is_named_once_with_its_reason():
-    assert wording.unmeasured(sample.comparison()) == ("FID: fewer than 2 images per feature",)
+    assert wording.unmeasured(sample.comparison()) == ("FID in evaluator features: fewer than 2 images per feature",)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(2.34, "2.3 s"), (141.3, "2 min 21 s"), (7322.0, "2 h 2 min")])

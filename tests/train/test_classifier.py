@@ -201,6 +201,32 @@ def test_clipping_bounds_the_gradient():
     assert steps.norm().item() == pytest.approx(1.9e-3, rel=1e-3)  # Nesterov's first step is 1 + momentum gradients
 
 
+def test_weight_decay_and_schedule_reach_the_optimiser():
+    ends = []
+    for recipe in (
+        Recipe(epochs=2, weight_decay=0.0),
+        Recipe(epochs=2, weight_decay=0.1),
+        Recipe(epochs=2, weight_decay=0.0, schedule="constant"),
+    ):
+        model = network()
+        train(model, recipe)
+        ends.append(bits(model)["2.weight"])
+    assert ends[1].norm() < ends[0].norm()
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_augmentation_changes_what_the_model_sees():
+    seen = []
+
+    def watch(model, images, labels):
+        seen.append(images)
+        return cross_entropy(model, images, labels)
+
+    for name in ("none", "shift"):
+        train(network(), Recipe(epochs=1, batch_size=24, augment=name), loss=watch)
+    assert not torch.equal(seen[0], seen[1])
+
+
 def test_a_last_batch_of_one_image_is_dropped():
     sizes = []
 

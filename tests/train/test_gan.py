@@ -150,26 +150,61 @@ def test_too_few_public_images_are_refused():
         train(settings(NonSaturatingR1()), public=toy.dataset().select(torch.tensor([0])))
 
 
-def test_every_public_image_is_used_once_per_epoch():
-    public = toy.dataset()
-    public = replace(public, pixels=torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 8, 8))
-    seen = []
+class Recorder(nn.Module):
+    """A critic that keeps what it was shown: per step real images, generated ones, and the latter for the generator."""
 
-    class Watching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(()))
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.shown = []
 
-        def forward(self, images):
-            if not images.requires_grad and images.std(dim=(1, 2, 3)).max() == 0:
-                seen.extend((images[:, 0, 0, 0] * 255).round().int().tolist())
-            return images.mean(dim=(1, 2, 3)) * self.weight
+    def forward(self, images):
+        self.shown.append(images.detach().clone())
+        return images.mean(dim=(1, 2, 3)) * self.weight
 
-    train(settings(NonSaturatingR1(every=100), steps=7), public=public, start=networks(Watching()))
-    # batches of 8; the first step also looks at the penalty, so start at the second epoch
-    epoch = seen[-32:-8]
-    assert sorted(epoch) == list(range(24))
-    assert epoch != sorted(epoch)
+
+def shown(public, steps, **more) -> list[torch.Tensor]:
+    critic = Recorder()
+    train(settings(NonSaturatingR1(every=1000), steps=steps, **more), public=public, start=networks(critic))
+    return critic.shown[:2] + critic.shown[3:]  # without the penalty of the first step
+
+
+def test_every_public_image_is_used_once_per_epoch_in_a_new_order():
+    pixels = torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 8, 8)
+    real = torch.cat(shown(replace(toy.dataset(), pixels=pixels), steps=6)[::3])
+    rows = (real[:, 0, 0, 0] * 255).round().int().tolist()
+    assert sorted(rows[:24]) == sorted(rows[24:]) == list(range(24))
+    assert rows[:24] != rows[24:]
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_public_images_are_mirrored_when_that_is_allowed(flips):
+    ramp = torch.arange(8, dtype=torch.uint8).expand(24, 3, 8, 8)
+    real = torch.cat(shown(replace(toy.dataset(), pixels=ramp), steps=6, flips=flips)[::3])
+    mirrored = real[:, 0, 0, 0] > real[:, 0, 0, 7]
+    assert bool(mirrored.any()) == flips
+    assert not mirrored.all()
+
+
+def test_the_critic_sees_every_image_through_the_same_kind_of_distortion():
+    white = torch.full((24, 3, 8, 8), 255, dtype=torch.uint8)
+    public = replace(toy.dataset(), pixels=white)
+    for images in shown(public, steps=1, shift=0.25):
+        black = (images == 0).all(dim=1)
+        assert black.any()
+        assert not black.all()
+    assert not any((images == 0).any() for images in shown(public, steps=1))
+
+
+def test_the_penalty_reaches_the_critic():
+    assert not same(train(settings(NonSaturatingR1(gamma=1.0))), train(settings(NonSaturatingR1(gamma=0.0))))
+
+
+def test_the_averaged_generator_is_returned_and_not_the_last_one():
+    start = networks()
+    fitted = train(settings(NonSaturatingR1(), average=0.9), start=start)
+    last = start.generator.eval()(torch.ones(1, 4))
+    assert not torch.equal(fitted.generator(torch.ones(1, 4)), last)
 
 
 def test_the_average_follows_by_its_formula():

@@ -1,0 +1,35 @@
+import inspect
+
+import pytest
+
+from mi_audit.audit.settings_tables import OPEN, flag_of, leaves
+from mi_audit.cli.attack import attack, defend
+from mi_audit.cli.judge import gate
+
+
+def options(command):
+    return inspect.signature(command).parameters
+
+
+def name(key):
+    return flag_of(key).strip("-").replace("-", "_").lower()
+
+
+@pytest.mark.parametrize("key", leaves())
+def test_every_setting_has_an_option(key):
+    assert name(key) in options(defend)
+    assert (name(key) in options(attack)) == (key[0] != "defend")
+    assert (name(key) in options(gate)) == (key[0] in ("gate", "baseline"))
+
+
+def test_settings_without_an_option_go_by_set():
+    assert {flag_of((*start, "x")).split()[0] for start in OPEN} == {"--set"}
+
+
+def test_help_texts_keep_their_brackets(cli):
+    assert "torchvision:NAME[@WEIGHTS]" in cli("attack", "--help", env={"COLUMNS": "150"}).stdout
+
+
+def test_choices_are_shown_and_checked(cli):
+    assert "quick|standard|thorough" in cli("attack", "--help", env={"COLUMNS": "150"}).stdout
+    assert cli("config", "show", "--profile", "fast").exit_code == 2
