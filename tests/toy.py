@@ -59,4 +59,10 @@ def dataset(per_class: int = 6, size: int = 8, seed: int = 0) -> Dataset:
     images = (0.8 * prototypes().repeat_interleave(per_class, 0) + 0.2 * noise).repeat_interleave(size // 8, 2)
     pixels = (images.repeat_interleave(size // 8, 3) * 255).to(torch.uint8)
     labels = torch.arange(4).repeat_interleave(per_class)
-    return Dataset("toy", pixels, labels, ("north-west", "north-east", "south-west", "south-east"), f"toy-{per_class}-{size}-{seed}")
+    return Dataset(
+        "toy",
+        pixels,
+        labels,
+        ("north-west", "north-east", "south-west", "south-east"),
+        f"toy-{per_class}-{size}-{seed}",
+    )

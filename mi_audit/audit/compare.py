@@ -110,7 +110,7 @@ def paired(before: tuple[ClassValue, ...], after: tuple[ClassValue, ...], unit: 
 
 
 def _unanimous(value: float, identities: int) -> Interval:
-    """Where every identity changed alike, the exact bound on the share of identities that might have changed otherwise."""
+    """Where all identities changed alike: the exact bound on the share that might have changed otherwise."""
     reach = clopper_pearson(0, identities)[1]
     method = f"exact binomial over {identities} identities that all changed alike"
     return Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach), method=method)

@@ -29,7 +29,7 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
     """Train the undefended twin and the defended model alike, attack both, compare, and write `result.json`.
 
     Both start from the same public weights and see the same data in the same order; one pair per seed. The defended
-    weights go to `models/defended-s<seed>.safetensors` with a manifest, so that `mi-audit attack` loads them as they are.
+    weights go to `models/defended-s<seed>.safetensors` with a manifest, so `mi-audit attack` loads them as they are.
 
     Raises:
         AuditError: Any of its kinds; see `mi_audit.core.errors`.

@@ -40,8 +40,8 @@ class PublicStart:
         missed = sorted(set(mine) - set(fitting))
         if len(fitting) < len(mine) / 2:
             raise ConfigError(
-                f"expected --pretrained weights of the same architecture, got {len(fitting)} of {len(mine)} tensors that "
-                "fit; name a model of the same architecture"
+                f"expected --pretrained weights of the same architecture, got {len(fitting)} of {len(mine)} tensors "
+                "that fit; name a model of the same architecture"
             )
         with torch.no_grad():
             for name, value in fitting.items():

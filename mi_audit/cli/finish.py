@@ -49,11 +49,11 @@ def render(result: Result, kind: Format, folder: Path | None, *, images: bool = 
     return _RENDER[kind](result, folder, images)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a report where the user wants it. Raises StorageError."""
+def write(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a report where the user wants it; `private` for pages that show people. Raises StorageError."""
     from mi_audit.store.files import write_atomic
 
-    write_atomic(path, text.encode())
+    write_atomic(path, text.encode(), private=private)
 
 
 def deliver(
@@ -67,7 +67,7 @@ def deliver(
 ) -> None:
     """Write the reports of a finished run, print it, and leave with the exit code of its gate."""
     page = folder / "report.html"
-    write(page, render(result, "html", folder, images=images))
+    write(page, render(result, "html", folder, images=images), private=True)
     for kind, path in reports:
         write(path, render(result, kind, folder, images=images))
     if summary := os.environ.get(SUMMARY):

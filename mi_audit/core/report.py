@@ -261,11 +261,10 @@ class Change:
     """A measurement before and after a defense.
 
     Attributes:
-        attack: Name of the attack; `utility` for the accuracy of the model itself.
-        name: Name of the measurement.
+        attack, name: Of the attack and the measurement; `utility` for the accuracy of the model itself.
         before, after: As measured on the undefended twin and on the defended model.
         difference: After minus before, paired by class and seed.
-        meaning: `less leakage`, `more leakage`, `better` or `worse` utility, `higher` or `lower` where neither is meant,
+        meaning: `less leakage`, `more leakage`, `better` or `worse` utility, `higher` or `lower` of what is neither,
             `no significant change`, or `not comparable`.
     """
 

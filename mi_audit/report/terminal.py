@@ -15,7 +15,7 @@ from mi_audit.report import view, wording
 WIDTH = 100  # columns
 STYLES: Mapping[str, str] = {"good": "green", "bad": "red", "unsure": "yellow", "plain": "default"}
 COLUMNS = ("attack_acc1", "attack_acc5", "knn_l2sq_min", "fid_evaluator", "target_acceptance")
-WITH_INTERVAL = ("attack_acc1", "knn_l2sq_min")  # the others would not fit on the screen
+WITH_INTERVAL = ("accuracy", "attack_acc1", "knn_l2sq_min")  # the others would not fit on the screen
 MOST_WARNINGS = 8
 
 
@@ -88,26 +88,32 @@ def _audit(report: AuditReport) -> list[Table | Text]:
 
 
 def _comparison(result: Comparison) -> list[Table | Text]:
-    """A table per attack: before, after, difference, meaning."""
-    parts: list[Table | Text] = []
+    """One table: a block of rows per attack, then what the model is worth."""
+    table = _grid("Before and after")
+    table.add_column("", no_wrap=True)
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right", overflow="fold")
     for title, rows in [(b.title, b.rows) for b in view.blocks(result)] + [("Utility", view.utility(result))]:
-        table = _grid(title)
-        table.add_column("", no_wrap=True, min_width=14)
-        for name in ("before", "after", "difference"):
-            table.add_column(name, justify="right", no_wrap=True, min_width=18)
-        table.add_column("meaning", overflow="fold", min_width=12)
+        table.add_row(Text(title, style="bold"))
         for row in rows:
-            _add_row(table, row)
-        parts += [table, Text()]
+            if row.after.value is not None:
+                table.add_row(f"  {wording.metric_short(row.name)}", *_cells(row))
     floors = [a.measurement("attack_acc1") for a in result.after.attacks if a.role == "control"]
     found = ", ".join(wording.with_interval(floor) for floor in floors if floor)
-    return [*parts, Text(f"Control, random pictures of the prior: top-1 {found or 'not measured'}."), Text()]
+    control = Text(f"Control, random pictures of the prior: top-1 {found or 'not measured'}.")
+    return [table, Text(), control, Text()]
 
 
-def _add_row(table: Table, row: view.Row) -> None:
-    difference = wording.difference(row.difference, unit=False) if row.difference else wording.DASH
-    meaning = Text(row.meaning, style=STYLES[row.tone])
-    table.add_row(wording.metric_short(row.name), _cell(row.before), _cell(row.after), difference, meaning)
+def _cells(row: view.Row) -> tuple[str | Text, ...]:
+    """Before, after and change; the meaning of a change stands below it."""
+    full = row.name in WITH_INTERVAL
+    before, after = _cell(row.before, full), _cell(row.after, full)
+    if row.difference is None or row.difference.value is None:
+        return before, after, wording.DASH
+    change = Text(wording.difference(row.difference, unit=False, spread=full))
+    if full:
+        change.append(f"\n{row.meaning}", STYLES[row.tone])
+    return before, after, change
 
 
 def _warnings(result: AuditReport | Comparison) -> list[Text]:

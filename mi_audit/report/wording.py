@@ -21,7 +21,7 @@ METRICS: Mapping[str, tuple[str, str, str]] = {
         "top-5",
         "share with the attacked class among the evaluator's five best guesses",
     ),
-    "knn_l2sq_min": ("KNN distance, squared", "KNN", "squared feature distance to the nearest private image of the class"),
+    "knn_l2sq_min": ("KNN distance, squared", "KNN", "feature distance to the nearest private image of the class"),
     "fid_evaluator": ("FID in evaluator features", "FID", "Frechet distance to the private images, as a set"),
     "target_acceptance": ("Accepted by the target", "accepted", "share the attacked model itself assigns to the class"),
     "accuracy": ("Accuracy of the model", "accuracy", "top-1 on private test images"),

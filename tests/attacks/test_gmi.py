@@ -58,12 +58,13 @@ def test_one_step_by_hand():
 
     prior = Flat()
     prior.z = WatchedSpace()
-    attack(prior=prior, classes=(0,), restarts=1, steps=1, lr=0.5, momentum=0.5, clip=99.0, reference_batch=4)
+    weights = {"critic_weight": 8.0, "reference_batch": 4}
+    attack(prior=prior, classes=(0,), restarts=1, steps=1, lr=0.5, momentum=0.5, clip=99.0, **weights)
     start, end = prior.z.decoded
     # logits are 4 s with s = sigmoid(z), so dCE/dz = 4 s (1 - s) (p - y); each quadrant is a quarter of the mean
     s = start.sigmoid()
     p = (4 * s).softmax(dim=1) - torch.tensor([1.0, 0, 0, 0])
-    gradient = (100 * 4 * p - 0.25) * s * (1 - s) / 4
+    gradient = (100 * 4 * p - 8 * 0.25) * s * (1 - s) / 4
     torch.testing.assert_close(end, start - 1.5 * 0.5 * gradient)
 
 

@@ -167,3 +167,44 @@ def test_ships_the_published_settings():
     assert (published.pool, published.restarts, published.keep) == (5000, 200, 50)
     assert (published.steps, published.views, published.betas) == (70, 100, (0.1, 0.1))
     assert (published.gentle, published.harsh, published.stretch) == ((0.9, 1.0), (0.5, 0.9), (0.8, 1.2))
+
+
+class FramedSpace(ToySpace):
+    """Images that are black but for a bright frame of one pixel."""
+
+    def decode(self, latents):
+        frame = torch.ones(len(latents), 3, 8, 8)
+        frame[:, :, 1:-1, 1:-1] = 0
+        return frame * (1 + 0 * latents.sum(dim=1)).view(-1, 1, 1, 1)
+
+
+class FramedPrior(ToyPrior):
+    z = w = FramedSpace()
+
+
+class Recorder(nn.Module):
+    """Keeps the brightest pixel that a network is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(192, 4)
+        self.brightest = 0.0
+
+    def forward(self, images):
+        self.brightest = max(self.brightest, float(images.detach().max()))
+        return self.head(images.flatten(1))
+
+
+def test_no_stage_shows_the_target_what_the_crop_cuts_away():
+    seen = Recorder()
+    attack(prior=FramedPrior(), toy=TorchTarget(seen, 4, seen.head), crop=0.6)
+    assert seen.brightest < 1e-6
+    attack(prior=FramedPrior(), toy=TorchTarget(seen, 4, seen.head), crop=1.0)
+    assert seen.brightest > 0.9
+
+
+@pytest.mark.parametrize("changed", [{"gentle": (0.3, 0.4)}, {"betas": (0.9, 0.9)}, {"harsh": (0.2, 0.3)}])
+def test_every_setting_of_the_search_and_the_ranking_matters(changed):
+    usual, other = attack(), attack(**changed)
+    what = "confidence" if "harsh" in changed else "images"
+    assert not torch.allclose(getattr(usual, what), getattr(other, what), atol=1e-6)

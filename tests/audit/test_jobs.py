@@ -34,7 +34,7 @@ def test_every_job_leaves_one_result_and_is_not_run_twice(tmp_path: Path):
 def test_fresh_runs_finished_jobs_again(tmp_path: Path):
     with RunFolder(tmp_path / "run") as folder:
         list(execute(JOBS, perform, folder, Silent()))
-        again = list(execute(JOBS, lambda job: ({"labels": torch.tensor([9])}, {}), folder, Silent(), fresh=True))
+        again = list(execute(JOBS, lambda _job: ({"labels": torch.tensor([9])}, {}), folder, Silent(), fresh=True))
     assert [int(result.tensors["labels"]) for result in again] == [9, 9, 9]
 
 

@@ -32,7 +32,7 @@ def content(out: Path) -> dict[str, str]:
     return {
         str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(out.rglob("*"))
-        if file.is_file() and file.suffix in (".safetensors", ".png") or file.name == "result.json"
+        if file.is_file() and (file.suffix in (".safetensors", ".png") or file.name == "result.json")
     }
 
 

@@ -39,7 +39,9 @@ def test_attacks_stand_beside_their_control():
 def test_a_comparison_says_what_changed_and_what_it_cost():
     text = screen(sample.comparison())
     assert "less leakage" in text and "−15.0 [−24.0, −6.0]" in text  # noqa: RUF001 - a minus sign
-    assert any(line.startswith("accuracy") and "worse" in line for line in text.splitlines())
+    lines = text.splitlines()
+    accuracy = next(place for place, line in enumerate(lines) if line.startswith("  accuracy"))
+    assert lines[accuracy + 1].strip() == "worse"
     assert "Control, random pictures of the prior: top-1 12.0% [7.0, 17.0]." in text
 
 
