@@ -1,4 +1,4 @@
-"""LeNet-5 with ReLU and max pooling on 1x32x32 images: `--arch py:examples.lenet5:lenet5 --size 32`."""
+"""LeNet-5 with ReLU and max pooling on 1x32x32 images: `--arch py:examples.lenet5:lenet5 --input-size 32`."""
 
 from collections import OrderedDict
 

@@ -1,6 +1,6 @@
 """CIFAR-10 ResNet-20 with parameter-free shortcuts (He et al. 2016, option A).
 
-Use with `--arch py:examples.resnet20_cifar:resnet20 --size 32`.
+Use with `--arch py:examples.resnet20_cifar:resnet20 --input-size 32`.
 """
 
 from collections import OrderedDict

@@ -17,7 +17,7 @@ from mi_audit.core.report import AttackResult, AuditReport, Comparison, Outcome,
 
 LEAST_ACCEPTANCE = 0.90
 MODEL_METRICS = ("accuracy", "evaluator_accuracy")
-KNOWN = (*MODEL_METRICS, "attack_acc1", "attack_acc5", "knn_l2sq_min", "fid_evaluator", "target_acceptance")
+KNOWN = (*MODEL_METRICS, "attack_acc1", "attack_acc5", "knn_l2sq_min", "fid", "fid_evaluator", "target_acceptance")
 EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 5}
 RUN_FAILED = 4
 MEASURED_HERE = "NOT_CONVERGED"  # the flag that says what target acceptance says already

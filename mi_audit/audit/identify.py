@@ -234,7 +234,7 @@ def _check_above_chance(measured: Quantity, data: Dataset, model: LoadedModel, t
     raise TargetError(
         f"expected {model.ref} to be well above chance on {data.name} (above {floor:.3f}), got accuracy {value:.3f} "
         f"on {measured.count} images (at least {low:.3f}), having tried {variants}; "
-        "check --arch, --size, --mean/--std, --class-order and --labels"
+        "check --arch, --input-size, --mean/--std, --class-order and --labels"
     )
 
 

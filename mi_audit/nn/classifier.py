@@ -98,7 +98,7 @@ class Classifier(nn.Module):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TargetError(
                 f"expected a network that accepts {self.channels}x{self.size}x{self.size} images, got the error "
-                f"'{reason}'; correct --size or --channels"
+                f"'{reason}'; correct --input-size or --channels"
             ) from error
         finally:
             for module, mode in training.items():

@@ -14,7 +14,7 @@ from mi_audit.report import view, wording
 
 WIDTH = 100  # columns
 STYLES: Mapping[str, str] = {"good": "green", "bad": "red", "unsure": "yellow", "plain": "default"}
-COLUMNS = ("attack_acc1", "attack_acc5", "knn_l2sq_min", "fid_evaluator", "target_acceptance")
+COLUMNS = ("attack_acc1", "attack_acc5", "knn_l2sq_min", "fid", "fid_evaluator", "target_acceptance")
 WITH_INTERVAL = ("accuracy", "attack_acc1", "knn_l2sq_min")  # the others would not fit on the screen
 MOST_WARNINGS = 8
 

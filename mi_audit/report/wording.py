@@ -22,6 +22,7 @@ METRICS: Mapping[str, tuple[str, str, str]] = {
         "share with the attacked class among the evaluator's five best guesses",
     ),
     "knn_l2sq_min": ("KNN distance, squared", "KNN", "feature distance to the nearest private image of the class"),
+    "fid": ("FID", "FID", "Frechet distance to the private images, as a set, in Inception features"),
     "fid_evaluator": ("FID in evaluator features", "FID", "Frechet distance to the private images, as a set"),
     "target_acceptance": ("Accepted by the target", "accepted", "share the attacked model itself assigns to the class"),
     "accuracy": ("Accuracy of the model", "accuracy", "top-1 on private test images"),

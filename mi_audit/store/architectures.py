@@ -69,7 +69,7 @@ def build(arch: str, *, num_classes: int, channels: int, size: int | None, kwarg
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TargetError(
-            f"expected {arch} to be built, got the error '{reason}'; correct --arch or --model-kwargs"
+            f"expected {arch} to be built, got the error '{reason}'; correct --arch or --set model.model_kwargs.NAME=VALUE"
         ) from error
 
 
@@ -143,7 +143,7 @@ def load_strictly(net: nn.Module, tensors: Mapping[str, Tensor], arch: str, sour
     )
     if found:
         raise TargetError(
-            f"expected the weights of {arch}, got {source} with {found}; correct --arch, --num-classes or --size"
+            f"expected the weights of {arch}, got {source} with {found}; correct --arch, --num-classes or --input-size"
         )
     net.load_state_dict(tensors, strict=True)
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mi_audit.metrics import fid
 from mi_audit.metrics.fid import FID
 from tests.metrics.evidence import evidence
 
@@ -39,3 +40,12 @@ def test_a_feature_that_is_not_finite_is_no_perfect_score():
 
 def test_speaks_neither_for_nor_against_leakage():
     assert measure(evidence([0, 1])).leak_grows is None
+
+
+def test_with_inception_at_hand_the_name_and_the_features_are_its_own(monkeypatch):
+    monkeypatch.setattr(fid, "inception_features", lambda _device: lambda images: images.flatten(1)[:, :2])
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = 51  # a fifth of the range
+    found = measure(evidence([0, 1, 2, 3], pixels=pixels))
+    assert (found.name, found.protocol) == ("fid", "fid/set/all/none@inception-2015-12-05#train-d2-raw")
+    assert found.value == pytest.approx(0.2**2)  # equal covariances, means a fifth apart
