@@ -25,9 +25,9 @@ class FID(Metric):
     """The Frechet distance between reconstructions and private training images of the attacked classes.
 
     With pytorch-fid and its weights on the machine, features are those of its Inception and the name is `fid`. Else
-    they are the evaluator's and the name is `fid_evaluator`: the two must not be compared. It measures how real the pictures
-    look as a set, not whether a person can be recognised, and is biased upward by small samples; so it has no interval,
-    decides nothing, and its reason states both counts.
+    they are the evaluator's and the name is `fid_evaluator`: the two must not be compared. It measures how real the
+    pictures look as a set, not whether a person can be recognised, and is biased upward by small samples; so it has no
+    interval, decides nothing, and its reason states both counts.
     """
 
     names: ClassVar = ("fid_evaluator",)

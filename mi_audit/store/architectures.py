@@ -69,7 +69,8 @@ def build(arch: str, *, num_classes: int, channels: int, size: int | None, kwarg
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TargetError(
-            f"expected {arch} to be built, got the error '{reason}'; correct --arch or --set model.model_kwargs.NAME=VALUE"
+            f"expected {arch} to be built, got the error '{reason}'; correct --arch or "
+            "--set model.model_kwargs.NAME=VALUE"
         ) from error
 
 

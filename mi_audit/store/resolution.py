@@ -32,7 +32,8 @@ def resolve(declared: Declared, shapes: Mapping[str, tuple[int, ...]], ref: str)
     complete = declared.over(defaults(arch)).over(Declared.of("default", channels=3, model_kwargs={}))
     if complete.size is None:
         raise TargetError(
-            f"expected an input size for {arch}, got none in {ref} or its sidecar; add --input-size, such as --input-size 64"
+            f"expected an input size for {arch}, got none in {ref} or its sidecar; "
+            "add --input-size, such as --input-size 64"
         )
     return complete, candidates[1:]
 

@@ -79,7 +79,8 @@ def test_loading_lists_at_most_five_of_each_problem():
         load_strictly(net, tensors, "py:x:y", "w.pt")
     assert str(error.value) == (
         "expected the weights of py:x:y, got w.pt with 1 missing: bias; 7 unexpected: extra0, extra1, extra2, extra3, "
-        "extra4, ...; 1 of another shape: weight (3, 2) instead of (2, 2); correct --arch, --num-classes or --size"
+        "extra4, ...; 1 of another shape: weight (3, 2) instead of (2, 2); "
+        "correct --arch, --num-classes or --input-size"
     )
 
 

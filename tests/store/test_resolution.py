@@ -43,7 +43,7 @@ def test_a_file_may_not_name_code_to_run(origin):
 
 
 def test_own_code_needs_an_input_size():
-    with pytest.raises(TargetError, match=r"expected an input size .*; add --size"):
+    with pytest.raises(TargetError, match=r"expected an input size .*; add --input-size"):
         resolve(Declared.of("flag", arch="py:examples.lenet5:lenet5"), {"fc.f7.weight": (10, 84)}, "x")
 
 
