@@ -1,5 +1,6 @@
 """What every metric promises, checked on every metric the registry finds."""
 
+import functools
 import json
 import math
 from dataclasses import asdict, replace
@@ -8,19 +9,34 @@ import pytest
 import torch
 
 from mi_audit.audit import registry
-from tests.metrics.evidence import evidence
+from mi_audit.core.dataset import Dataset
+from tests.metrics.evidence import CLASSES, evidence
 
+COUNT = 54
 every_metric = pytest.mark.parametrize("metric", registry.metrics().values(), ids=lambda metric: metric.__name__)
 
 
+def pictures(count, generator):
+    """Noise of the first three classes in turn."""
+    pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return Dataset("private", pixels, torch.arange(count) % 3, CLASSES, "private")
+
+
 def found():
+    """Nine reconstructions of each of three classes under each of two seeds."""
     generator = torch.Generator().manual_seed(0)
-    labels = [0, 0, 1, 1, 2, 2]
+    shown, private, held_out = (pictures(count, generator) for count in (COUNT, 51, 9))
+    draw = functools.partial(torch.randn, generator=generator)
     return evidence(
-        labels,
-        seeds=torch.tensor([0, 1, 0, 1, 0, 1]),
-        logits=torch.randn(6, 8, generator=generator),
-        features=torch.randn(6, 8, generator=generator),
+        shown.labels.tolist(),
+        pixels=shown.pixels,
+        seeds=torch.arange(COUNT) // 27,
+        logits=draw(COUNT, 8),
+        features=draw(COUNT, 8),
+        private=private,
+        private_features=draw(51, 8),
+        held_out=held_out,
+        held_out_features=draw(9, 8),
     )
 
 
@@ -37,28 +53,32 @@ def test_every_number_has_an_interval_or_a_reason(metric):
         assert (one.interval is None) == (one.reason is not None)
         if one.interval is not None:
             assert one.interval.low <= one.value <= one.interval.high
-        assert one.count == 6 and one.unit == metric.unit
+        assert one.unit == metric.unit and one.counted
+        assert one.count == COUNT or one.counted != "images"
 
 
 @every_metric
 def test_the_protocol_names_the_judge(metric):
     for one in metric().measure(found()):
         name, unit, subset, rest = one.protocol.split("/")
-        assert name and unit in ("image", "identity", "set") and subset == "all"
-        assert rest.split("#")[0] == "none@toy-00000000"
+        selector, _, judge = rest.split("#")[0].partition("@")
+        assert name and unit in ("image", "identity", "set")
+        assert (subset, selector) in (("all", "none"), ("sel1", "target-conf"))
+        assert judge in ("toy-00000000", "pixels", "built-in:cnn") or one.value is None
 
 
 @every_metric
 def test_measures_the_same_twice_and_in_any_order(metric):
     whole = found()
-    turned = torch.arange(5, -1, -1)
+    turned = torch.arange(COUNT - 1, -1, -1)
     backwards = replace(
         whole, labels=whole.labels[turned], seeds=whole.seeds[turned], pixels=whole.pixels[turned],
         logits=whole.logits[turned], features=whole.features[turned],
     )  # fmt: skip
     first, again, other = (metric().measure(case) for case in (whole, found(), backwards))
     assert first == again
-    assert [one.value for one in other] == pytest.approx([one.value for one in first], rel=1e-6)
+    for one, same in zip(first, other, strict=True):
+        assert same.value == (one.value if one.value is None else pytest.approx(one.value, rel=1e-6))
 
 
 @every_metric

@@ -10,6 +10,7 @@ from typing import Any
 from mi_audit import __version__
 from mi_audit.audit import registry
 from mi_audit.audit.classes import select_classes
+from mi_audit.audit.control import chosen, derangement, with_leakage
 from mi_audit.audit.fitting import FittedPrior, fit_prior
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
@@ -17,8 +18,10 @@ from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
 from mi_audit.audit.measure import Gallery
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.runner import Runner, Targets, contender, random_control
+from mi_audit.audit.runner import Runner, Targets, contender, random_control, untrained, untrained_control
 from mi_audit.audit.scene import Scene, open_scene
+from mi_audit.audit.validity import check
+from mi_audit.audit.verifier import Verifier, load_verifier
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import AttackResult, AuditReport, Comparison, ModelFacts, Verdict
@@ -36,10 +39,11 @@ LIMITS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Court:
-    """The evaluator, ready to look at pictures."""
+    """The evaluator and the verifier, ready to look at pictures."""
 
     model: LoadedModel
     facts: ModelFacts
+    verifier: Verifier
 
 
 def run_attack(plan: Plan, progress: ProgressSink | None = None) -> AuditReport:
@@ -70,14 +74,15 @@ def seeds_of(plan: Plan) -> range:
 
 
 def load_court(scene: Scene) -> Court:
-    """The evaluator of the plan."""
-    return Court(*load_evaluator(scene))
+    """The evaluator and the verifier of the plan."""
+    model, facts = load_evaluator(scene)
+    return Court(model, facts, load_verifier(scene, (scene.model, model), attacked_classes(scene)))
 
 
 def verdict_of(result: AuditReport | Comparison, plan: Plan) -> Verdict | None:
     """The outcome of the plan's gate; None when it has no rules."""
     baseline = read_result(plan.baseline) if plan.baseline else None
-    return judge_rules(result, plan.rules, baseline, plan.max_regression)
+    return judge_rules(result, plan.rules, baseline, plan.max_regression, plan.decision, plan.waivers)
 
 
 def build_attacks(plan: Plan) -> dict[str, Attack[Any, Any]]:
@@ -101,25 +106,17 @@ def audit_models(
 ) -> AuditReport:
     """Attack one model per seed with every attack, add the controls, and measure; pictures go below `folder`."""
     attacked = attacked_classes(scene)
-    runner = Runner(scene, targets, Gallery(scene, as_judge(court.model, scene.device), attacked), attacked, folder)
-    results: list[AttackResult] = []
-    ids: list[str] = []
-    priors: dict[str, dict[int, FittedPrior]] = {}
-    for name, attack in builds.items():
-        if attack.prior not in priors:
-            priors[attack.prior] = {seed: fit_prior(attack.prior, scene, model) for seed, (model, _) in targets.items()}
-        result, jobs = runner.measured(contender(name, attack, tuple(targets)), priors[attack.prior])
-        results.append(result)
-        ids += jobs
-    for name, fitted in priors.items():
-        result, jobs = runner.measured(random_control(name, tuple(targets)), fitted)
-        results.append(result)
-        ids += jobs
+    verifier = court.verifier
+    judge = as_judge(court.model, scene.device)
+    gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
+    runner = Runner(scene, targets, gallery, attacked, folder)
+    results, ids, priors = run_all(runner, builds)
+    flags = check(scene, targets, attacked, results, builds, verifier.facts)
     used = [prior for fitted in priors.values() for prior in fitted.values()]
     private, public = scene.data_facts()
     papers = [attack.paper for attack in builds.values()] + [registry.priors()[name].paper for name in priors]
     return AuditReport(
-        id=digest("audit", ids, court.facts.sha256, scene.plan.metrics),
+        id=digest("audit", ids, court.facts.sha256, scene.plan.metrics, scene.plan.controls, sha256_of(verifier)),
         tool=tool_versions(),
         device=scene.device,
         command=scene.plan.command,
@@ -136,7 +133,54 @@ def audit_models(
         warnings=tuple(scene.warnings),
         limits=LIMITS,
         papers=tuple(dict.fromkeys(str(paper) for paper in papers)),
+        validity=flags,
+        verifier=verifier.facts,
     )
+
+
+def run_all(
+    runner: Runner, builds: Mapping[str, Attack[Any, Any]]
+) -> tuple[tuple[AttackResult, ...], list[str], dict[str, dict[int, FittedPrior]]]:
+    """Every attack and every control of the plan: results, attacks first; ids of the jobs; priors by name and seed."""
+    scene, targets = runner.scene, runner.targets
+    kinds = chosen(scene.plan.controls)
+    seeds = tuple(targets)
+    permutation = derangement(runner.attacked, scene.splits.train.fingerprint) if "permuted" in kinds else None
+    priors: dict[str, dict[int, FittedPrior]] = {}
+    attacks: list[AttackResult] = []
+    permuted: list[AttackResult] = []
+    others: list[AttackResult] = []
+    ids: list[str] = []
+    for name, attack in builds.items():
+        if attack.prior not in priors:
+            priors[attack.prior] = fitted_priors(scene, attack.prior, targets)
+        (result, *floors), jobs = runner.measured(contender(name, attack, seeds), priors[attack.prior], permutation)
+        attacks.append(result)
+        permuted += floors
+        ids += jobs
+    if "random" in kinds:
+        for name, fitted in priors.items():
+            found, jobs = runner.measured(random_control(name, seeds), fitted)
+            others += found
+            ids += jobs
+    if "untrained" in kinds:
+        blank = replace(runner, targets={seed: (untrained(model, seed), f) for seed, (model, f) in targets.items()})
+        for name, attack in builds.items():
+            fitted = fitted_priors(scene, attack.prior, blank.targets)
+            found, jobs = blank.measured(untrained_control(name, attack, seeds), fitted)
+            others += found
+            ids += jobs
+    return with_leakage([*attacks, *others, *permuted]), ids, priors
+
+
+def fitted_priors(scene: Scene, name: str, targets: Targets) -> dict[int, FittedPrior]:
+    """The prior called `name` for the model of every seed."""
+    return {seed: fit_prior(name, scene, model) for seed, (model, _) in targets.items()}
+
+
+def sha256_of(verifier: Verifier) -> str:
+    """Hash of the verifier's weights; empty when there is none."""
+    return verifier.facts.sha256 if verifier.facts else ""
 
 
 def attacked_classes(scene: Scene) -> tuple[int, ...]:

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from mi_audit.audit.exposed import NAME as EXPOSURE
+from mi_audit.audit.regression import exposure_changes
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import (
     AttackResult,
@@ -42,7 +44,12 @@ def compare(before: AuditReport, after: AuditReport, command: str = "") -> Compa
         if second is None:
             warnings.append(f"{first.name} ran only before")
         elif first.role == "attack":
-            changes += [attack_change(first, second, one) for one in first.measurements if one.value is not None]
+            changes += [
+                attack_change(first, second, one)
+                for one in first.measurements
+                if one.value is not None and one.name != EXPOSURE
+            ]
+    changes += exposure_changes(before, after)
     return Comparison(
         id=f"{before.id[:32]}{after.id[:32]}",
         command=command,

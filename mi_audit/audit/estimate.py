@@ -15,6 +15,8 @@ from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.runner import default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
+from mi_audit.audit.verifier import verifier_lesson
+from mi_audit.core.dataset import Dataset
 from mi_audit.core.prior import Prior
 from mi_audit.store.targets import new_model
 from mi_audit.train.classifier import Recipe, fit
@@ -71,14 +73,16 @@ def _trainings(scene: Scene, kind: str) -> Iterator[tuple[str, float]]:
         channels = scene.splits.train.channels
         recipe = evaluator_recipe(scene.size, channels, plan.evaluator_epochs, plan.precision)
         yield f"evaluator {arch} (once)", _training_seconds(scene, arch, recipe)
+    if (lesson := verifier_lesson(scene, (scene.model,))) is not None:
+        yield f"verifier {lesson.arch} (once)", _training_seconds(scene, lesson.arch, lesson.recipe, lesson.data)
     if kind == "defend":
         seconds = _training_seconds(scene, scene.model.arch, defend_recipe(scene))
         yield f"training of {2 * plan.seeds} models", 2 * plan.seeds * seconds
 
 
-def _training_seconds(scene: Scene, arch: str, recipe: Recipe) -> float:
-    """Time one epoch on a few batches."""
-    train = scene.splits.train
+def _training_seconds(scene: Scene, arch: str, recipe: Recipe, data: Dataset | None = None) -> float:
+    """Time one epoch on a few batches of `data`; None is the private training images."""
+    train = data or scene.splits.train
     probe = train.select(torch.arange(min(len(train), 4 * recipe.batch_size)))
     nothing = train.select(torch.arange(0))
     net = scene.model.classifier

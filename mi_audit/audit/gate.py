@@ -7,19 +7,45 @@ have found a leak.
 """
 
 from collections.abc import Callable, Sequence
+from datetime import date
 from difflib import get_close_matches
+from typing import Literal
 
 from mi_audit.audit.bounds import Bounds, Case, bounds
 from mi_audit.audit.expression import Condition, Operator, Reference, parse
-from mi_audit.audit.plan import RulePlan
+from mi_audit.audit.plan import DecisionPlan, RulePlan, WaiverPlan
+from mi_audit.audit.waivers import settle
 from mi_audit.core.errors import ConfigError, NothingToAudit
-from mi_audit.core.report import AttackResult, AuditReport, Comparison, Outcome, RuleResult, Verdict
+from mi_audit.core.report import AttackOutcome, AttackResult, AuditReport, Comparison, Outcome, RuleResult, Verdict
 
 LEAST_ACCEPTANCE = 0.90
 MODEL_METRICS = ("accuracy", "evaluator_accuracy")
-KNOWN = (*MODEL_METRICS, "attack_acc1", "attack_acc5", "knn_l2sq_min", "fid", "fid_evaluator", "target_acceptance")
+KNOWN = (
+    *MODEL_METRICS,
+    "attack_acc1",
+    "attack_acc5",
+    "knn_l2sq_min",
+    "fid",
+    "fid_evaluator",
+    "target_acceptance",
+    "exposure",
+    "kid",
+    "kid_evaluator",
+    "diversity_1cos",
+    "precision_k3",
+    "recall_k3",
+    "density_k3",
+    "coverage_k3",
+    "share_closer_pixel",
+    "share_closer_evaluator",
+    "near_duplicates",
+    "kes",
+    "attack_acc1_variance_kedmi",
+    "precision_nearest_k3",
+)
 EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 5}
 RUN_FAILED = 4
+POLICY: Literal["audit-v1"] = "audit-v1"
 MEASURED_HERE = "NOT_CONVERGED"  # the flag that says what target acceptance says already
 
 
@@ -28,8 +54,13 @@ def judge(
     rules: Sequence[RulePlan],
     baseline: AuditReport | Comparison | None = None,
     max_regression: float | None = None,
+    decision: DecisionPlan | None = None,
+    waivers: Sequence[WaiverPlan] = (),
+    today: date | None = None,
 ) -> Verdict | None:
     """The verdict of all rules on `result`; of a comparison, on the defended model. None when there is no rule.
+
+    A rule that fails and is waived keeps its outcome, does not count, and is listed with who answers for it.
 
     Args:
         result: What to judge.
@@ -37,6 +68,9 @@ def judge(
         baseline: What `baseline.METRIC` refers to; of a comparison, its defended model. Without one: the
             undefended twin, when `result` is a comparison.
         max_regression: Largest rise of `attack_acc1` over the baseline, a share; adds a rule called `regression`.
+        decision: With policy `audit-v1` exposure is judged beside the rules.
+        waivers: Failing rules that somebody answers for.
+        today: Day on which waivers are looked at; None is today.
 
     Raises:
         ConfigError: A rule cannot be read, names an unknown metric, or needs a baseline that is not there.
@@ -49,11 +83,43 @@ def judge(
         )
     if max_regression is not None:
         rules = [*rules, RulePlan(id="regression", when=f"attack_acc1 - baseline.attack_acc1 > {max_regression!r}")]
-    if not rules:
-        return None
     problems = sanity(case.report)
     judged = tuple(_judge_rule(rule, case, problems) for rule in rules)
-    return Verdict(outcome=_worst([rule.outcome for rule in judged]), rules=judged, reasons=problems)
+    exposure = None
+    if decision is not None and decision.policy == POLICY:
+        from mi_audit.audit.audit_v1 import judge_exposure
+        from mi_audit.audit.regression import judge_regression
+
+        weak = problems
+        found, exposure, problems = judge_exposure(case.report, decision, weak)
+        judged = (*found, *judge_regression(case, decision), *judged)
+        problems = tuple(dict.fromkeys((*problems, *(weak if rules else ()))))
+    if not judged:
+        return None
+    listed = settle(waivers, judged, case.report, today)
+    excused = {waiver.id for waiver in listed if waiver.applied}
+    counting = [rule.outcome for rule in judged if rule.id not in excused]
+    return Verdict(
+        outcome=_worst(counting) if counting else "PASS",
+        rules=judged,
+        reasons=problems,
+        exposure=exposure,
+        waivers=listed,
+    )
+
+
+def saved_rules(verdict: Verdict | None) -> tuple[RulePlan, ...]:
+    """The conditions that a saved run was judged by; not the rules that a policy adds."""
+    rules = verdict.rules if verdict else ()
+    return tuple(RulePlan(id=old.id, when=old.when) for old in rules if not old.id.startswith(POLICY))
+
+
+def saved_decision(verdict: Verdict | None) -> DecisionPlan:
+    """How exposure was decided in a saved run."""
+    exposure = verdict.exposure if verdict else None
+    if exposure is None:
+        return DecisionPlan()
+    return DecisionPlan(policy=POLICY, tau=exposure.tau, alpha=exposure.alpha, sequential=exposure.sequential)
 
 
 def exit_code(verdict: Verdict | None, failed_jobs: int, exit_zero: bool = False) -> int:
@@ -135,11 +201,19 @@ def _judge_rule(rule: RulePlan, case: Case, problems: tuple[str, ...]) -> RuleRe
     loose = any(not reference.attack and reference.metric not in MODEL_METRICS for reference in condition.references())
     names = [attack.name for attack in _attacks(case.report)] if loose else [""]
     decisions = [_decide(condition, case, name) for name in names]
+    if on_attacks and problems:
+        doubt = f"would pass, but {'; '.join(problems)}"
+        decisions = [
+            ("INCONCLUSIVE", doubt) if decision == "PASS" else (decision, text) for decision, text in decisions
+        ]
     outcome = _worst([decision for decision, _ in decisions])
-    reason = "; ".join(text for decision, text in decisions if decision == outcome)
-    if outcome == "PASS" and on_attacks and problems:
-        outcome, reason = "INCONCLUSIVE", f"would pass, but {'; '.join(problems)}"
-    return RuleResult(id=rule.id, when=rule.when, outcome=outcome, reason=reason)
+    reason = "; ".join(dict.fromkeys(text for decision, text in decisions if decision == outcome))
+    parts = tuple(
+        AttackOutcome(attack=name, outcome=decision, reason=text)
+        for name, (decision, text) in zip(names, decisions, strict=True)
+        if name
+    )
+    return RuleResult(id=rule.id, when=rule.when, outcome=outcome, reason=reason, attacks=parts)
 
 
 def _check_known(reference: Reference, case: Case, when: str) -> None:

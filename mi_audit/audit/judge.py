@@ -118,4 +118,5 @@ def as_judge(model: LoadedModel, device: str) -> Judge:
 
         return run
 
-    return Judge(f"{model.arch}-{model.sha256[:8]}", logits=batched(net), features=batched(target.features))
+    name = f"{model.arch}-{model.sha256[:8]}"
+    return Judge(name, logits=batched(net), features=batched(target.features), arch=model.arch)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit import registry
+from mi_audit.audit.control import measure_permuted, permuted
 from mi_audit.audit.jobs import JobFailure, JobResult, Outcome
 from mi_audit.audit.scene import Scene
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.metric import Evidence, Judge
+from mi_audit.core.metric import Evidence, Judge, Verification
 from mi_audit.core.report import AttackResult, ClassValue, CurveFacts, Measurement, Picture
 from mi_audit.nn.intervals import by_class, share_interval, tables
 from mi_audit.store.images import write_png
@@ -23,12 +24,18 @@ CONVERGED = 0.90  # share of its own reconstructions that the target must accept
 class Gallery:
     """The private pictures of the attacked classes with their evaluator features, computed once per audit."""
 
-    def __init__(self, scene: Scene, judge: Judge, attacked: Sequence[int]) -> None:
-        train = scene.splits.train
-        keep = torch.isin(train.labels, torch.tensor(attacked)).nonzero().squeeze(1)
-        self.private: Dataset = train.select(keep)
+    def __init__(
+        self,
+        scene: Scene,
+        judge: Judge,
+        attacked: Sequence[int],
+        verify: Verification | None = None,
+        unverified: str = "no verifier was given",
+    ) -> None:
+        self.private, self.held_out = (_of(part, attacked) for part in (scene.splits.train, scene.splits.test))
         self.features: Tensor = judge.features(self.private.images())
-        self.judge = judge
+        self.held_out_features = judge.features(self.held_out.images()) if len(self.held_out) else None
+        self.judge, self.verify, self.unverified = judge, verify, unverified
         self._scene = scene
 
     def evidence(self, results: Sequence[JobResult]) -> Evidence:
@@ -45,6 +52,11 @@ class Gallery:
             private_features=self.features,
             judge=self.judge,
             device=self._scene.device,
+            confidence=torch.cat([result.tensors["confidence"] for result in results]),
+            verify=self.verify,
+            unverified=self.unverified,
+            held_out=self.held_out if len(self.held_out) else None,
+            held_out_features=self.held_out_features,
         )
 
     def nearest(self, feature: Tensor, label: int) -> str:
@@ -57,22 +69,34 @@ class Gallery:
         return file
 
 
+def _of(part: Dataset, attacked: Sequence[int]) -> Dataset:
+    return part.select(torch.isin(part.labels, torch.tensor(attacked)).nonzero().squeeze(1))
+
+
 def measure_attack(
-    scene: Scene, gallery: Gallery, outcomes: Sequence[Outcome], facts: Mapping[str, Any], folder: str
-) -> AttackResult:
-    """Every metric on the reconstructions of one attack; `facts` are the fields known before it ran."""
+    scene: Scene,
+    gallery: Gallery,
+    outcomes: Sequence[Outcome],
+    facts: Mapping[str, Any],
+    folder: str,
+    permutation: Mapping[int, int] | None = None,
+) -> tuple[AttackResult, ...]:
+    """Every metric on the reconstructions of one attack, and its control of permuted labels if there is a permutation.
+
+    `facts` are the fields known before it ran.
+    """
     results = [outcome for outcome in outcomes if isinstance(outcome, JobResult)]
     failed = tuple(f"{o.job.name}: {o.message}" for o in outcomes if isinstance(o, JobFailure))
     if not results:
-        return AttackResult(measurements=(), queries={}, work={}, failed=failed, **facts)
+        return (AttackResult(measurements=(), queries={}, work={}, failed=failed, **facts),)
     evidence = gallery.evidence(results)
     accepted = torch.cat([result.tensors["accepted"] for result in results])
     acceptance = acceptance_of(accepted, evidence)
     measured = [acceptance]
-    for name in scene.plan.metrics or tuple(registry.metrics()):
+    for name in scene.plan.metrics or tuple(name for name, metric in registry.metrics().items() if metric.default):
         method = registry.pick("metric", registry.metrics(), name)
         measured += registry.build("metric", method, name, {}).measure(evidence)
-    return AttackResult(
+    result = AttackResult(
         measurements=tuple(measured),
         queries=_total(results, "queries"),
         work=_total(results, "work"),
@@ -82,6 +106,9 @@ def measure_attack(
         pictures=_pictures(scene, gallery, evidence, results, accepted, folder),
         **facts,
     )
+    if permutation is None:
+        return (result,)
+    return result, permuted(facts, measure_permuted(scene.plan.metrics, evidence, permutation))
 
 
 def acceptance_of(accepted: Tensor, evidence: Evidence) -> Measurement:

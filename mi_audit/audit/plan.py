@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,42 @@ class RulePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionPlan:
+    """How identity exposure is decided.
+
+    Attributes:
+        policy: `rules` judges by the gate's expressions alone, `audit-v1` by exposure as well.
+        tau: Largest share of exposed identities that is tolerated.
+        alpha: Error rate of each bound.
+        sequential: Look at the identities in the order of a hash and stop when enough were seen.
+    """
+
+    policy: Literal["rules", "audit-v1"] = "rules"
+    tau: float = 0.10
+    alpha: float = 0.05
+    sequential: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaiverPlan:
+    """A failing rule that somebody answers for.
+
+    Attributes:
+        id: The rule it excuses.
+        model_sha256: The only weights it holds for.
+        expires: Last day it holds.
+        reason: Why, and who said so.
+        source: The file it was read from; one in the folder of the model does not count.
+    """
+
+    id: str
+    model_sha256: str
+    expires: date
+    reason: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefendPlan:
     """How to retrain.
 
@@ -83,11 +120,13 @@ class Plan:
         private, public: Data references; folders, zips, `.npz`, `digits:0-4`, or names timm knows.
         size: Side in pixels at which data are read and priors work; None takes the model's, up to 128.
         convert_color: Turn grey pictures into RGB and back instead of refusing the mismatch.
-        attacks, metrics: What to run; metrics empty means all.
+        attacks, metrics: What to run; metrics empty means all but the expensive and unusual.
         classes: `all`, `0-4`, `0,3,7` or `random:50`.
         profile: `quick` fits two cores, `standard` is the published setting, `thorough` more of it.
         seed, seeds: First seed and number of them.
         evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
+        verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
+        controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
@@ -97,7 +136,7 @@ class Plan:
         out: Run folder; None makes one under `runs/` whose name depends on the plan only, so re-typing resumes.
         cache: Folder of trained evaluators and priors; None is the user's cache folder.
         fresh: Ignore finished jobs of an earlier run.
-        rules, baseline, max_regression: The gate.
+        rules, baseline, max_regression, decision, waivers: The gate.
         command: The command line, for the report.
     """
 
@@ -115,6 +154,8 @@ class Plan:
     evaluator: str = "auto"
     evaluator_arch: str | None = None
     evaluator_epochs: int | None = None
+    verifier: str = "auto"
+    controls: tuple[str, ...] = ("random", "permuted")
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"
@@ -129,5 +170,7 @@ class Plan:
     rules: tuple[RulePlan, ...] = ()
     baseline: Path | None = None
     max_regression: float | None = None
+    decision: DecisionPlan = field(default_factory=DecisionPlan)
+    waivers: tuple[WaiverPlan, ...] = ()
     defend: DefendPlan = field(default_factory=DefendPlan)
     command: str = ""

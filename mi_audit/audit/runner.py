@@ -1,7 +1,7 @@
 """One attack or control of an audit: its jobs, how a job is done, and what came of all of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from mi_audit.audit.jobs import Job, Outcome, execute
 from mi_audit.audit.measure import Gallery, measure_attack
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.attack import Attack
+from mi_audit.core.errors import ConfigError
 from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.report import AttackResult, ModelFacts
 from mi_audit.core.run import Run
 from mi_audit.core.target import QueryLedger, restricted
 from mi_audit.store.files import digest
 from mi_audit.store.images import quantise
-from mi_audit.store.targets import LoadedModel
+from mi_audit.store.targets import LoadedModel, new_model
 
 BATCH = 256  # pictures the target looks at once, without gradients
 Targets = Mapping[int, tuple[LoadedModel, ModelFacts]]  # one per seed
@@ -74,6 +75,30 @@ def random_control(prior: str, seeds: Sequence[int]) -> Contender:
     )
 
 
+def untrained_control(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Contender:
+    """A published attack on a model that learned nothing: what prior and optimiser achieve alone."""
+    one = contender(name, attack, seeds)
+    return replace(one, facts={**one.facts, "name": f"{control.UNTRAINED}:{name}", "role": "control"})
+
+
+def untrained(model: LoadedModel, seed: int) -> LoadedModel:
+    """The architecture of `model` with fresh weights.
+
+    Raises:
+        ConfigError: The architecture cannot be built again from its name.
+    """
+    net = model.classifier
+    if model.model_kwargs:
+        raise ConfigError(
+            f"expected an architecture without arguments for the control `untrained`, got {model.arch} with "
+            f"{', '.join(model.model_kwargs)}; leave it out of --controls"
+        )
+    return new_model(
+        model.arch, num_classes=net.num_classes, channels=net.channels, size=net.size, mean=net.mean_values,
+        std=net.std_values, seed=seed,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Runner:
     """Runs contenders against one model per seed.
@@ -89,8 +114,13 @@ class Runner:
     attacked: Sequence[int]
     folder: str
 
-    def measured(self, one: Contender, priors: Mapping[int, FittedPrior]) -> tuple[AttackResult, list[str]]:
-        """Run all jobs of a contender that have no result yet; return its measurements and the ids of its jobs."""
+    def measured(
+        self, one: Contender, priors: Mapping[int, FittedPrior], permutation: Mapping[int, int] | None = None
+    ) -> tuple[tuple[AttackResult, ...], list[str]]:
+        """Run all jobs of a contender that have no result yet; return its measurements and the ids of its jobs.
+
+        With a `permutation` of the classes the measurements of its control of permuted labels come second.
+        """
         scene, name = self.scene, str(one.facts["name"])
         jobs = list(self._jobs(one, priors))
         scene.progress.stage(f"{name}{f' on the {self.folder} model' if self.folder else ''}: {len(jobs)} job(s)")
@@ -103,7 +133,8 @@ class Runner:
             outcomes: list[Outcome] = list(execute(jobs, perform, scene.folder, scene.progress, fresh=scene.plan.fresh))
         place = "/".join(part for part in (self.folder, name.replace(":", "-")) if part)
         with scene.clock.stage("measure"):
-            return measure_attack(scene, self.gallery, outcomes, one.facts, place), [job.id for job in jobs]
+            found = measure_attack(scene, self.gallery, outcomes, one.facts, place, permutation)
+        return found, [job.id for job in jobs]
 
     def _jobs(self, one: Contender, priors: Mapping[int, FittedPrior]) -> Iterator[Job]:
         plan = self.scene.plan

@@ -24,7 +24,15 @@ from mi_audit.store.runs import RunFolder
 from mi_audit.store.targets import LoadedModel, load_model, new_model
 
 ARCHITECTURES = ("built-in:", "timm:", "torchvision:")  # `defend` takes their names and trains the weights itself
-ELSEWHERE = ("command", "fresh", "device", "batch_size", "cache")  # of a plan, what no result depends on
+ELSEWHERE = (
+    "command",
+    "fresh",
+    "device",
+    "batch_size",
+    "cache",
+    "decision",
+    "waivers",
+)  # of a plan, what no result depends on
 SMALLEST, LARGEST = 32, 128  # sides in pixels that the shipped priors are built for
 
 

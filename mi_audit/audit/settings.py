@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan, RulePlan
+from mi_audit.audit.settings_gate import decision_of, waivers_of
+from mi_audit.audit.settings_kinds import Table
 from mi_audit.audit.settings_sources import (
     Key,
     Layer,
@@ -19,7 +21,7 @@ from mi_audit.audit.settings_sources import (
     from_flags,
     nest,
 )
-from mi_audit.audit.settings_tables import Settings, Table, describe, example, flag_of, leaves
+from mi_audit.audit.settings_tables import Settings, describe, example, flag_of, leaves
 from mi_audit.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ PLACES = {
     ("run", "device"),
     ("run", "batch_size"),
     ("defend", "save"),
+    ("waivers",),
 }  # not in results
 
 
@@ -165,6 +168,8 @@ def plan_of(
         rules=rules_of(settings),
         baseline=settings.baseline.file,
         max_regression=settings.baseline.max_regression,
+        decision=decision_of(settings.decision, resolved.origins),
+        waivers=waivers_of(settings.waivers, resolved.origins.get(("waivers",), "")),
         defend=DefendPlan(**settings.defend.model_dump()),
         command=command_line(resolved, verb, allow_pickle=allow_pickle),
     )
@@ -257,6 +262,12 @@ _OPEN_TABLES = (
     "# [[gate]]                                    # a condition on which `mi-audit` exits with 1; any number of them",
     '# id = "MI001"',
     '# when = "attack_acc1 > 0.10"',
+    "",
+    "# [[waivers]]                                 # a failing rule that somebody answers for; never beside the model",
+    '# id = "MI001"',
+    f'# model_sha256 = "{"0" * 64}"',
+    "# expires = 2027-01-31",
+    '# reason = "accepted by J. Doe"',
 )
 
 

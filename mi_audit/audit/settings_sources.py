@@ -11,13 +11,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mi_audit.audit.settings_gate import RuleTable, WaiverTable
 from mi_audit.audit.settings_tables import OPEN, Settings, describe, flag_of, leaves, variable_of
 from mi_audit.core.errors import ConfigError
 
 Key = tuple[str, ...]
 PROJECT_FILE = "mi-audit.toml"
+LISTS: Mapping[str, Mapping[str, object]] = {"gate": RuleTable.model_fields, "waivers": WaiverTable.model_fields}
 ELSEWHERE = ("MI_AUDIT_CONFIG", "MI_AUDIT_CHROMIUM", "MI_AUDIT_TEST_")  # read by other parts; a trailing _ is a prefix
-REFERENCES = {("model", "ref"), ("data", "private"), ("data", "public"), ("run", "evaluator"), ("defend", "pretrained")}
+REFERENCES = {
+    ("model", "ref"),
+    ("data", "private"),
+    ("data", "public"),
+    ("run", "evaluator"),
+    ("run", "verifier"),
+    ("defend", "pretrained"),
+}
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 TIMM_SOURCES = ("torch/", "tfds/", "hfds/", "hfids/", "wds/")
 
@@ -156,9 +165,11 @@ def _explain(error: ValidationError, place: str, spelling: Any) -> str:  # noqa:
 
 def _unknown(key: Key, place: str) -> str:
     table, name = key[:-1], key[-1]
-    known = {leaf[-1]: None for leaf in leaves() if leaf[:-1] == table} if table else Settings.model_fields
+    known: Mapping[str, object] = (
+        {leaf[-1]: None for leaf in leaves() if leaf[:-1] == table} if table else Settings.model_fields
+    )
     if table and not known:
-        known = {"id": None, "when": None}
+        known = LISTS.get(table[0], {})
     named = tuple(part for part in key if not part.isdigit())
     kind = f"a key of {_written(named).rpartition(' ')[0]}" if table else "a table"
     return f"expected {kind} in {place}, got {name!r}; {_suggest(name, known)}"
@@ -174,7 +185,7 @@ def _written(key: Key) -> str:
     if len(key) == 1:
         return key[0]
     table = ".".join(key[:-1])
-    return f"[[gate]] {key[-1]}" if table == "gate" else f"[{table}] {key[-1]}"
+    return f"[[{table}]] {key[-1]}" if table in LISTS else f"[{table}] {key[-1]}"
 
 
 def _flat(tree: Mapping[str, object], start: Key = ()) -> Iterator[tuple[Key, object]]:

@@ -5,43 +5,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
+from mi_audit.audit.settings_gate import BaselineTable, DecisionTable, Rules, WaiverTable
+from mi_audit.audit.settings_kinds import Count, Numbers, Rate, Table, Whole, Words
+
 Open = Mapping[str, Mapping[str, object]]
-
-
-def _split(value: object) -> object:
-    """A comma-separated text as a list, so that flags, the environment and TOML lists are the same setting."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _refuse_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("a number")
-    return value
-
-
-def _rules(value: object) -> object:
-    """Bare conditions, separated by semicolons in a text, as rules with running names."""
-    texts = value.split(";") if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        return value
-    return [{"id": f"rule-{place}", "when": text.strip()} for place, text in enumerate(texts, 1)]
-
-
-Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
-Whole = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
-Share = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0)]
-Rate = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)]
-
-
-class Table(BaseModel):
-    """Frozen, and closed: an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ModelTable(Table):
@@ -105,7 +75,7 @@ class RunTable(Table):
         default=("gmi", "ppa"),
         description="which attacks: names, all, tag:white-box|black-box|label-only, -NAME to leave out",
     )
-    metrics: Words = Field(default=(), description="metric names; empty means all")
+    metrics: Words = Field(default=(), description="metric names; empty means the usual ones")
     classes: str = Field(default="all", description="classes to attack: all, 0-4, 0,3,7 or random:50")
     profile: Literal["quick", "standard", "thorough"] = Field(
         default="standard", description="effort: quick fits two cores, standard is as published"
@@ -119,7 +89,15 @@ class RunTable(Table):
         examples=["built-in:densenet121-small"],
     )
     evaluator_epochs: Count | None = Field(
-        default=None, description="epochs for which the evaluator is trained", examples=[30]
+        default=None, description="epochs for which the evaluator and the verifier are trained", examples=[30]
+    )
+    verifier: str = Field(
+        default="auto",
+        description="judge of exposure: a model reference or built-in:NAME; auto trains one on public data",
+    )
+    controls: Words = Field(
+        default=("random", "permuted"),
+        description="floors to compare with: random pictures, permuted labels, an untrained model",
     )
     prior_profile: Literal["quick", "standard"] | None = Field(
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]
@@ -170,24 +148,6 @@ class DefendTable(Table):
     settings: Mapping[str, object] = Field(default_factory=dict, description="hyper-parameters of the method")
 
 
-class RuleTable(Table):
-    """One condition on which the gate fails."""
-
-    id: str = Field(description="short name shown in reports", examples=["MI001"])
-    when: str = Field(description="the condition to fail on", examples=["attack_acc1 > 0.10"])
-
-
-class BaselineTable(Table):
-    """An earlier result that this one must not be worse than."""
-
-    file: Path | None = Field(
-        default=None, description="earlier result.json or run folder to compare with", examples=["main/result.json"]
-    )
-    max_regression: Share | None = Field(
-        default=None, description="largest allowed rise of attack accuracy over the baseline", examples=[0.02]
-    )
-
-
 class Settings(Table):
     """Everything that can be set; the tables of `mi-audit.toml` or of `[tool.mi-audit]` in pyproject.toml."""
 
@@ -200,11 +160,15 @@ class Settings(Table):
     )
     priors: Open = Field(default_factory=dict, description="[priors.NAME]: settings of one prior")
     defend: DefendTable = DefendTable()
-    gate: Annotated[tuple[RuleTable, ...], BeforeValidator(_rules)] = Field(
+    gate: Rules = Field(
         default=(),
         description="condition to fail on, such as 'attack_acc1 > 0.10'; replaces the rules of mi-audit.toml",
     )
     baseline: BaselineTable = BaselineTable()
+    decision: DecisionTable = DecisionTable()
+    waivers: tuple[WaiverTable, ...] = Field(
+        default=(), description="failing rules that somebody answers for; only ever read from a file"
+    )
 
 
 FLAGS = {
@@ -213,8 +177,10 @@ FLAGS = {
     ("run", "cache"): "--cache-dir",
     ("defend", "batch_size"): "--train-batch-size",
     ("baseline", "file"): "--baseline",
+    ("decision", "tau"): "--threshold",
     ("gate",): "--fail-on",
 }
+FILE_ONLY = {("waivers",)}  # no option and no variable, so that an excuse is always written down
 OPEN = {("attacks",), ("priors",), ("defend", "settings"), ("model", "model_kwargs")}
 
 
@@ -238,7 +204,7 @@ def leaves() -> dict[tuple[str, ...], object]:
             found |= {(table, name): default for name, default in value}
         elif table != "version":
             found[(table,)] = value
-    return {key: default for key, default in found.items() if key not in OPEN}
+    return {key: default for key, default in found.items() if key not in OPEN | FILE_ONLY}
 
 
 def describe(key: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ from mi_audit.cli.session import Session, current, emit_json, stdout
 from mi_audit.core.errors import ConfigError, StorageError
 
 
-@takes_settings("model", "data", "run", "gate", "baseline")
+@takes_settings("model", "data", "run", "gate", "baseline", "decision")
 def attack(
     given: Given,
     as_json: Json = False,
@@ -47,7 +47,7 @@ def attack(
     run(current(), plan, "attack", wanted, exit_zero=exit_zero)
 
 
-@takes_settings("model", "data", "run", "defend", "gate", "baseline")
+@takes_settings("model", "data", "run", "defend", "gate", "baseline", "decision")
 def defend(
     given: Given,
     as_json: Json = False,

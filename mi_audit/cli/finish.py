@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args
 
 import typer
 
-from mi_audit.cli.session import Session, emit, say, stdout
+from mi_audit.cli.session import Session, current, emit, say, stdout
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import AuditReport, Comparison
 
-Format = Literal["html", "markdown", "json", "text"]
+Format = Literal["html", "markdown", "json", "text", "junit", "sarif", "github", "model-card"]
 Result = AuditReport | Comparison
 Reported = tuple[tuple[Format, Path], ...]
 SUMMARY = "GITHUB_STEP_SUMMARY"
+STDOUT = Path("-")
 
 
 def parse_reports(texts: Iterable[str] | None) -> Reported:
@@ -32,6 +33,8 @@ def parse_reports(texts: Iterable[str] | None) -> Reported:
             raise ConfigError(
                 f"expected --report FORMAT:FILE, got {text!r}; write for example --report html:report.html"
             )
+        if name == str(STDOUT) and current().json:
+            raise ConfigError(f"expected a file in --report {text} beside --json, got -; write to a file")
         pairs.append((known_format(kind), Path(name)))
     return tuple(pairs)
 
@@ -44,16 +47,35 @@ def known_format(kind: str) -> Format:
     raise ConfigError(f"expected a format of {', '.join(get_args(Format))}, got {kind!r}; choose one of them")
 
 
-def render(result: Result, kind: Format, folder: Path | None, *, images: bool = True) -> str:
-    """The text of a report."""
-    return _RENDER[kind](result, folder, images)
+def render(result: Result, kind: Format, folder: Path | None, *, images: bool = True, names: bool = True) -> str:
+    """The text of a report; pictures and, without `names`, only pseudonyms of the classes matter to HTML alone."""
+    if kind == "html":
+        return _html(result, folder, images=images, names=names)
+    return _text(result, folder) if kind == "text" else _PLAIN[kind](result)
 
 
 def write(path: Path, text: str, *, private: bool = False) -> None:
     """Write a report where the user wants it; `private` for pages that show people. Raises StorageError."""
     from mi_audit.store.files import write_atomic
 
-    write_atomic(path, text.encode(), private=private)
+    write_atomic(path, text.encode(errors="replace"), private=private)
+
+
+def write_all(result: Result, reports: Reported, folder: Path | None, *, images: bool = True) -> None:
+    """Write what `--report` asked for; `-` is standard output. Raises StorageError."""
+    for kind, path in reports:
+        text = render(result, kind, folder, images=images)
+        if path == STDOUT:
+            emit(text)
+        else:
+            write(path, text)
+
+
+def summarise(result: Result) -> None:
+    """Append the Markdown report to the step summary of a GitHub workflow, when there is one."""
+    if summary := os.environ.get(SUMMARY):
+        with Path(summary).open("a", encoding="utf-8") as stream:
+            stream.write(render(result, "markdown", None))
 
 
 def deliver(
@@ -68,11 +90,8 @@ def deliver(
     """Write the reports of a finished run, print it, and leave with the exit code of its gate."""
     page = folder / "report.html"
     write(page, render(result, "html", folder, images=images), private=True)
-    for kind, path in reports:
-        write(path, render(result, kind, folder, images=images))
-    if summary := os.environ.get(SUMMARY):
-        with Path(summary).open("a", encoding="utf-8") as stream:
-            stream.write(render(result, "markdown", None))
+    write_all(result, reports, folder, images=images)
+    summarise(result)
     show(session, result, folder)
     if session.verbosity >= 0:
         say(str(page), "report")
@@ -99,42 +118,65 @@ def verdict_code(result: Result, exit_zero: bool) -> int:
     return exit_code(result.verdict, len(failed_jobs(result)), exit_zero)
 
 
-def _html(result: Result, folder: Path | None, images: bool) -> str:
+def _html(result: Result, folder: Path | None, *, images: bool, names: bool) -> str:
     from mi_audit.report.html import html
 
-    return html(result, folder, _timing(folder), images)
+    return html(result, folder, _timing(folder), images, names)
 
 
-def _markdown(result: Result, folder: Path | None, images: bool) -> str:
-    from mi_audit.report.markdown import markdown
-
-    del folder, images
-    return markdown(result)
-
-
-def _json(result: Result, folder: Path | None, images: bool) -> str:
-    from mi_audit.store.results import to_json
-
-    del folder, images
-    return to_json(result)
-
-
-def _text(result: Result, folder: Path | None, images: bool) -> str:
+def _text(result: Result, folder: Path | None) -> str:
     from rich.console import Console
 
     from mi_audit.report.terminal import show as show_terminal
 
-    del images
     page = io.StringIO()
     show_terminal(result, Console(file=page, width=100, no_color=True, highlight=False), _timing(folder))
     return page.getvalue()
 
 
-_RENDER: Mapping[Format, Callable[[Result, Path | None, bool], str]] = {
-    "html": _html,
+def _markdown(result: Result) -> str:
+    from mi_audit.report.markdown import markdown
+
+    return markdown(result)
+
+
+def _json(result: Result) -> str:
+    from mi_audit.store.results import to_json
+
+    return to_json(result)
+
+
+def _junit(result: Result) -> str:
+    from mi_audit.report.junit import junit
+
+    return junit(result)
+
+
+def _sarif(result: Result) -> str:
+    from mi_audit.report.sarif import sarif
+
+    return sarif(result)
+
+
+def _github(result: Result) -> str:
+    from mi_audit.report.github import github
+
+    return github(result)
+
+
+def _model_card(result: Result) -> str:
+    from mi_audit.report.model_card import model_card
+
+    return model_card(result)
+
+
+_PLAIN: Mapping[Format, Callable[[Result], str]] = {
     "markdown": _markdown,
     "json": _json,
-    "text": _text,
+    "junit": _junit,
+    "sarif": _sarif,
+    "github": _github,
+    "model-card": _model_card,
 }
 
 

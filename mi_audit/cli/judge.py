@@ -7,16 +7,18 @@ from typing import Annotated
 import typer
 
 from mi_audit.audit.settings import rules_of
-from mi_audit.cli.finish import known_format, parse_reports, render, show, verdict_code, write
+from mi_audit.audit.settings_gate import decision_of, waivers_of
+from mi_audit.cli.finish import known_format, parse_reports, render, show, summarise, verdict_code, write, write_all
 from mi_audit.cli.options import ExitZero, Given, Json, Reports, takes_settings
 from mi_audit.cli.session import current, emit, say
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import AuditReport
 
+FORMATS = "One of html, markdown, json, text, junit, sarif, github, model-card."
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, result.json, or runs/latest.")]
 
 
-@takes_settings("gate", "baseline")
+@takes_settings("gate", "baseline", "decision")
 def gate(
     given: Given,
     run: Run,
@@ -29,42 +31,49 @@ def gate(
     A rule is the condition to fail on. It fails when the whole 95 % interval meets the
     condition, passes when none of it does, and is inconclusive otherwise. Rules come from
     --fail-on, else from [bold]mi-audit.toml[/bold], else they are those the run was judged by.
+    --policy audit-v1 judges the share of people that were exposed, by an exact bound.
 
     [bold]Exit codes[/bold]  0 pass, 1 fail, 2 usage, 3 nothing to judge, 4 a job failed, 5 inconclusive
 
     [bold]Examples[/bold]
 
       mi-audit gate runs/latest --fail-on 'attack_acc1 > 0.10'
+      mi-audit gate runs/latest --policy audit-v1 --threshold 0.10
       mi-audit gate runs/latest --baseline main/result.json --max-regression 0.02
     """
     del as_json
     wanted = parse_reports(reports)
-    settings = given.resolve().settings
-    from mi_audit.audit.gate import judge
-    from mi_audit.audit.plan import RulePlan
+    resolved = given.resolve()
+    settings = resolved.settings
+    from mi_audit.audit.gate import judge, saved_decision, saved_rules
     from mi_audit.store.results import read_result
 
     result, folder = read_result(_result_file(run)), _folder(run)
-    saved = tuple(RulePlan(id=old.id, when=old.when) for old in result.verdict.rules) if result.verdict else ()
     baseline = read_result(settings.baseline.file) if settings.baseline.file else None
-    rules = rules_of(settings) or (() if settings.baseline.max_regression is not None else saved)
-    verdict = judge(result, rules, baseline, settings.baseline.max_regression)
+    decision = decision_of(settings.decision, resolved.origins)
+    rules, asked = rules_of(settings), ("decision", "policy") in resolved.origins
+    if not rules and not asked and settings.baseline.max_regression is None:
+        rules, decision = saved_rules(result.verdict), saved_decision(result.verdict)
+    waivers = waivers_of(settings.waivers, resolved.origins.get(("waivers",), ""))
+    verdict = judge(result, rules, baseline, settings.baseline.max_regression, decision, waivers)
     if verdict is None:
-        raise ConfigError("expected at least one rule, got none; give --fail-on 'attack_acc1 > 0.10'")
+        raise ConfigError(
+            "expected at least one rule, got none; give --fail-on 'attack_acc1 > 0.10' or --policy audit-v1"
+        )
     judged = replace(result, verdict=verdict)
-    for kind, path in wanted:
-        write(path, render(judged, kind, folder))
+    write_all(judged, wanted, folder)
     show(current(), judged, folder)
     raise typer.Exit(verdict_code(judged, exit_zero))
 
 
 def report(
     run: Run,
-    kind: Annotated[str, typer.Option("--format", "-f", metavar="html|markdown|json|text", help="Form.")] = "text",
+    kind: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=FORMATS)] = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here. [dim]\\[standard output][/dim]")
     ] = None,
     images: Annotated[bool, typer.Option("--images/--no-images", metavar="", help="Show pictures in HTML.")] = True,
+    names: Annotated[bool, typer.Option("--names/--no-names", metavar="", help="Name classes in HTML.")] = True,
 ) -> None:
     """Turn a saved run into a report; starts at once.
 
@@ -73,6 +82,7 @@ def report(
       mi-audit report runs/latest
       mi-audit report runs/latest -f html -o report.html
       mi-audit report runs/latest -f markdown
+      mi-audit report runs/latest -f sarif -o mi.sarif
     """
     session = current()
     wanted = known_format(kind)
@@ -80,13 +90,15 @@ def report(
 
     result, folder = read_result(_result_file(run)), _folder(run)
     if output is not None:
-        write(output, render(result, wanted, folder, images=images))
+        write(output, render(result, wanted, folder, images=images, names=names))
         if session.verbosity >= 0:
             say(str(output), "report")
     elif wanted == "text":
         show(session, result, folder)
     else:
-        emit(render(result, wanted, folder, images=images))
+        emit(render(result, wanted, folder, images=images, names=names))
+        if wanted == "github":
+            summarise(result)
 
 
 def compare(
@@ -107,8 +119,7 @@ def compare(
     from mi_audit.audit.compare import compare as compare_audits
 
     result = compare_audits(_audit(before), _audit(after), f"mi-audit compare {before} {after}")
-    for kind, path in wanted:
-        write(path, render(result, kind, None))
+    write_all(result, wanted, None)
     show(current(), result)
 
 

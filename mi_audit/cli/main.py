@@ -11,6 +11,7 @@ from mi_audit.cli.attack import attack, defend, demo, resume
 from mi_audit.cli.generator import generator
 from mi_audit.cli.judge import compare, gate, report
 from mi_audit.cli.look import doctor, info, inspect, list_methods
+from mi_audit.cli.planning import plan
 from mi_audit.cli.session import Boundary, Session, begin, current, emit
 from mi_audit.cli.settle import cache, config
 
@@ -122,6 +123,7 @@ app.command(rich_help_panel=RUN)(demo)
 app.command(rich_help_panel=JUDGE)(gate)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(compare)
+app.command(rich_help_panel=JUDGE)(plan)
 app.command("list", rich_help_panel=LOOK)(list_methods)
 app.command(rich_help_panel=LOOK)(info)
 app.command(rich_help_panel=LOOK)(inspect)

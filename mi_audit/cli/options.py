@@ -14,7 +14,10 @@ from mi_audit.audit.settings import Resolved, resolve
 from mi_audit.audit.settings_sources import Key
 from mi_audit.audit.settings_tables import describe, flag_of, kind_of, leaves
 
-PANELS = {"model": "Model", "data": "Data", "run": "Attack", "defend": "Defense", "gate": "Gate", "baseline": "Gate"}
+PANELS = {
+    "model": "Model", "data": "Data", "run": "Attack", "defend": "Defense",
+    "gate": "Gate", "baseline": "Gate", "decision": "Gate",
+}  # fmt: skip
 MACHINE = ("device", "precision", "batch_size", "chunk", "max_queries", "images", "out", "cache")
 SHORT: Mapping[Key, tuple[str, ...]] = {("run", "out"): ("-o",)}
 OUTPUT = "Output"
@@ -36,7 +39,7 @@ Reports = Annotated[
     typer.Option(
         "--report",
         metavar="FORMAT:FILE",
-        help="Write a report: html, markdown, json or text; may be repeated.",
+        help="Write a report: html, markdown, json, text, junit, sarif, github or model-card; may be repeated.",
         rich_help_panel=OUTPUT,
     ),
 ]

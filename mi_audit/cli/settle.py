@@ -37,7 +37,7 @@ def init(
 
 
 @config.command("show")
-@takes_settings("model", "data", "run", "defend", "gate", "baseline")
+@takes_settings("model", "data", "run", "defend", "gate", "baseline", "decision")
 def show(given: Given, as_json: Json = False) -> None:
     """Print every setting that is in force, and where it came from."""
     rows = list(given.resolve().rows())
@@ -119,5 +119,5 @@ def _moment(seconds: float) -> str:
 
 def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(part["when"] if isinstance(part, dict) else str(part) for part in value)
+        return ", ".join(part.get("when") or part["id"] if isinstance(part, dict) else str(part) for part in value)
     return "" if value is None else str(value)

@@ -28,6 +28,7 @@ class Attack(ABC, Generic[Sees, Knows]):
         prior: Name of the recipe whose prior the attack was published with.
         cost: One line on the work per final image under the published defaults.
         deviations: Where this differs from the published code, and why; printed by `mi-audit info`.
+        adaptive_to: Defenses it was designed to defeat, by command-line name.
         version: Raised whenever the same settings would give other images; part of the job id.
     """
 
@@ -37,6 +38,7 @@ class Attack(ABC, Generic[Sees, Knows]):
     prior: ClassVar[str]
     cost: ClassVar[str]
     deviations: ClassVar[tuple[str, ...]] = ()
+    adaptive_to: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
 
     @abstractmethod

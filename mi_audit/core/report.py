@@ -7,70 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-SCHEMA_VERSION = "1.0.0"  # additive changes raise the second figure, others the first
+from mi_audit.core.quantity import ClassValue as ClassValue
+from mi_audit.core.quantity import Interval as Interval
+from mi_audit.core.quantity import Measurement as Measurement
+from mi_audit.core.quantity import Quantity as Quantity
+from mi_audit.core.verdict import AttackOutcome as AttackOutcome
+from mi_audit.core.verdict import Exposure as Exposure
+from mi_audit.core.verdict import Outcome as Outcome
+from mi_audit.core.verdict import RuleResult as RuleResult
+from mi_audit.core.verdict import ValidityFlag as ValidityFlag
+from mi_audit.core.verdict import Verdict as Verdict
+from mi_audit.core.verdict import VerifierFacts as VerifierFacts
+from mi_audit.core.verdict import Waiver as Waiver
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A confidence interval.
-
-    Attributes:
-        low, high: Bounds, in the unit of the value.
-        level: Nominal two-sided coverage.
-        method: How it was computed, and over which units.
-    """
-
-    low: float
-    high: float
-    level: float = 0.95
-    method: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantity:
-    """A number that can be trusted, or the reason why there is none.
-
-    Attributes:
-        value: None when it could not be measured; never NaN.
-        unit: `share` (0 to 1), `feature distance`, `images`, ...
-        count, counted: How many of what it was measured on.
-        interval: None when `reason` says why.
-        reason: Why value or interval is missing.
-    """
-
-    value: float | None
-    unit: str
-    count: int
-    counted: str
-    interval: Interval | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassValue:
-    """One class under one seed: the mean of a metric over its `count` reconstructions."""
-
-    label: int
-    seed: int
-    value: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement(Quantity):
-    """A metric on the reconstructions of one attack.
-
-    Attributes:
-        name: Short name, used in gate expressions: `attack_acc1`.
-        protocol: `metric/unit/subset/selector@judge`, so that numbers of different protocols are never compared.
-        leak_grows: True when a larger value means more leakage, False when less, None when neither.
-        per_class: The value of each class and seed, when the metric has one.
-    """
-
-    name: str
-    protocol: str
-    leak_grows: bool | None
-    per_class: tuple[ClassValue, ...] = ()
+SCHEMA_VERSION = "1.1.0"  # additive changes raise the second figure, others the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +126,7 @@ class AttackResult:
         queries, work: Images the target was asked about, by access; images passed through each network.
         flags: Reasons to distrust the numbers, such as an attack that did not converge.
         failed: Jobs that failed, with the error.
+        over_control: The attack minus each of its controls, paired by class and seed; the protocol names the control.
     """
 
     name: str
@@ -192,32 +143,11 @@ class AttackResult:
     flags: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    over_control: tuple[Measurement, ...] = ()
 
     def measurement(self, name: str) -> Measurement | None:
         """The measurement called `name`, or None."""
         return next((m for m in self.measurements if m.name == name), None)
-
-
-Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleResult:
-    """One gate rule and what became of it."""
-
-    id: str
-    when: str
-    outcome: Outcome
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """The outcome of all rules: FAIL beats INCONCLUSIVE beats PASS."""
-
-    outcome: Outcome
-    rules: tuple[RuleResult, ...]
-    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +162,8 @@ class AuditReport:
         classes, attacked: Class names in label order, and the labels of the attacked ones.
         overlap: What was found in the public data that is also in the private data.
         limits: What this result cannot tell, in sentences.
+        validity: Checks of whether low numbers would mean anything.
+        verifier: The judge of exposure; None when there was none.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -254,6 +186,8 @@ class AuditReport:
     warnings: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     papers: tuple[str, ...] = ()
+    validity: tuple[ValidityFlag, ...] = ()
+    verifier: VerifierFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +200,7 @@ class Change:
         difference: After minus before, paired by class and seed.
         meaning: `less leakage`, `more leakage`, `better` or `worse` utility, `higher` or `lower` of what is neither,
             `no significant change`, or `not comparable`.
+        p_value: Of the exact McNemar test, for identities that are exposed or not; None for other measurements.
     """
 
     attack: str
@@ -274,6 +209,7 @@ class Change:
     after: Quantity
     difference: Quantity
     meaning: str
+    p_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

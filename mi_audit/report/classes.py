@@ -1,25 +1,29 @@
 """What the page shows class by class: the pictures side by side, and the table of values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from mi_audit.core.report import AttackResult, AuditReport, Comparison, Measurement
+from mi_audit.core.report import AttackResult, AuditReport, Comparison, Measurement, Picture
 from mi_audit.report import wording
 from mi_audit.report.figures import Side
 from mi_audit.report.view import in_order, measurement_of, named, sides
 
 MOST_CLASSES = 60  # cards per attack in the gallery
-TOO_COARSE = ("attack_acc5", "target_acceptance")  # they tell few classes apart, and a page has room for few columns
+TOO_COARSE = (  # they tell few classes apart, and a page has room for few columns
+    "attack_acc5", "target_acceptance", "exposure_train", "type1_gap", "diversity_1cos", "share_closer_pixel",
+    "share_closer_evaluator", "kes",
+)  # fmt: skip
 Embed = Callable[[str | None], str | None]
 
 
 class Shot(NamedTuple):
-    """A picture in the gallery; `source` is a data URI, None when it is missing."""
+    """A picture in the gallery; `source` is a data URI, None when it is missing. `side` is empty for private ones."""
 
     source: str | None
     caption: str
     accepted: bool | None
     hit: bool | None
+    side: Literal["", "before", "after", "only"] = ""
 
 
 class Card(NamedTuple):
@@ -68,7 +72,7 @@ def galleries(result: AuditReport | Comparison, embed: Embed) -> tuple[Gallery, 
         twin = named(before, attack.name)
         labels = sorted({p.label for side in (twin, attack) if side for p in side.pictures})
         chosen = sorted(_most_exposed(twin or attack, labels)[:MOST_CLASSES])
-        cards = tuple(Card(_class_name(after, label), _shots(label, twin, attack, embed)) for label in chosen)
+        cards = tuple(Card(class_name(after, label), _shots(label, twin, attack, embed)) for label in chosen)
         if cards:
             found.append(Gallery(wording.attack_title(attack.name), cards, len(labels) - len(cards)))
     return tuple(found)
@@ -91,21 +95,22 @@ def class_table(result: AuditReport | Comparison) -> ClassTable:
         if columns:
             groups.append(Group(wording.attack_title(attack.name), tuple(columns)))
     empty = Cell(wording.DASH, None, None, "only")
-    rows = tuple((_class_name(after, c), tuple(column.get(c, empty) for column in cells)) for c in after.attacked)
+    rows = tuple((class_name(after, c), tuple(column.get(c, empty) for column in cells)) for c in after.attacked)
     return ClassTable(tuple(groups), rows if groups else ())
 
 
-def _class_name(report: AuditReport, label: int) -> str:
+def class_name(report: AuditReport, label: int) -> str:
+    """The name of a class, or its label when it has none."""
     return report.classes[label] if label < len(report.classes) else str(label)
 
 
 def _most_exposed(attack: AttackResult, labels: Sequence[int]) -> list[int]:
-    means = _means(attack.measurement("attack_acc1"))
-    return sorted(labels, key=lambda label: (-means.get(label, 0.0), label))
+    average = means(attack.measurement("attack_acc1"))
+    return sorted(labels, key=lambda label: (-average.get(label, 0.0), label))
 
 
-def _means(measurement: Measurement | None) -> dict[int, float]:
-    """The mean over seeds, weighted by the number of images."""
+def means(measurement: Measurement | None) -> dict[int, float]:
+    """The mean of each class over seeds, weighted by the number of images."""
     total: dict[int, float] = {}
     count: dict[int, int] = {}
     for item in measurement.per_class if measurement else ():
@@ -118,10 +123,10 @@ def _cells(measurement: Measurement | None, side: Side) -> dict[int, Cell]:
     if measurement is None:
         return {}
     as_share = measurement.unit == "share"
-    means = _means(measurement)
+    average = means(measurement)
     return {
         label: Cell(wording.number(value, measurement.unit), value, round(100 * value, 1) if as_share else None, side)
-        for label, value in means.items()
+        for label, value in average.items()
     }
 
 
@@ -130,10 +135,13 @@ def _shots(label: int, twin: AttackResult | None, attack: AttackResult, embed: E
     now = next((p for p in attack.pictures if p.label == label), None)
     nearest = next((p.nearest for p in (earlier, now) if p and p.nearest), None)
     shots = [Shot(embed(nearest), "nearest private image", None, None)]
-    captions = [(earlier, "undefended"), (now, "defended")] if twin else [(now, "reconstruction")]
-    for picture, caption in captions:
+    wanted: list[tuple[Picture | None, str, Literal["before", "after", "only"]]]
+    wanted = (
+        [(earlier, "undefended", "before"), (now, "defended", "after")] if twin else [(now, "reconstruction", "only")]
+    )
+    for picture, caption, side in wanted:
         if picture:
-            shots.append(Shot(embed(picture.file), caption, picture.accepted, picture.hit))
+            shots.append(Shot(embed(picture.file), caption, picture.accepted, picture.hit, side))
         else:
-            shots.append(Shot(None, caption, None, None))
+            shots.append(Shot(None, caption, None, None, side))
     return tuple(shots)

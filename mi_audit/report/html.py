@@ -3,12 +3,13 @@
 import base64
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mi_audit.core.report import AuditReport, Comparison
-from mi_audit.report import classes, figures, view, wording
+from mi_audit.report import classes, figures, findings, trust, view, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -21,6 +22,7 @@ def html(
     folder: Path | None,
     timing: Mapping[str, Any] | None = None,
     images: bool = True,
+    names: bool = True,
 ) -> str:
     """The page of `result`.
 
@@ -29,7 +31,10 @@ def html(
         folder: Run folder with the pictures; None leaves them out.
         timing: The content of `timing.json`, when it is at hand.
         images: False leaves the pictures out, and says so.
+        names: False puts pseudonyms in place of the names of classes.
     """
+    worst = trust.worst(result, names=names)
+    result = result if names else nameless(result)
     page = _environment()
     script = page.get_template("script.html.j2").render().strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -47,12 +52,27 @@ def html(
         table=classes.class_table(result),
         charts=view.charts(result),
         warnings=wording.warnings(result),
+        gauge=trust.gauge(result),
+        controls=trust.controls(after),
+        worst=worst,
+        names=names,
         facts=view.key_facts(result),
         pictures=_pictures_note(folder, images),
         timing=timing,
         script=script,
         script_hash=digest,
     )
+
+
+def nameless(result: AuditReport | Comparison) -> AuditReport | Comparison:
+    """`result` with pseudonyms in place of the names of classes."""
+    if isinstance(result, Comparison):
+        return replace(result, before=_nameless(result.before), after=_nameless(result.after))
+    return _nameless(result)
+
+
+def _nameless(report: AuditReport) -> AuditReport:
+    return replace(report, classes=tuple(findings.pseudonym(name) for name in report.classes))
 
 
 @cache
@@ -66,7 +86,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    page.globals |= {"wording": wording, "figures": figures}
+    page.globals |= {"wording": wording, "figures": figures, "pseudonym": findings.pseudonym}
     return page
 
 

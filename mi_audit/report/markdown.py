@@ -48,6 +48,7 @@ def _lines(result: AuditReport | Comparison) -> Iterator[str]:
     yield escape(head.sentence)
     yield from _rules(result)
     yield from _measurements(result, compared=before is not None)
+    yield from _validity(after)
     yield from _list("Warnings", wording.warnings(result))
     yield from _list("Not measured", wording.unmeasured(result))
     yield from _model(after)
@@ -64,7 +65,24 @@ def _rules(result: AuditReport | Comparison) -> Iterator[str]:
     rows = [
         (wording.OUTCOMES[r.outcome][0], escape(r.id), code(r.when), escape(r.reason)) for r in result.verdict.rules
     ]
-    yield from _table(("Outcome", "Rule", "Fails on", "Reason"), rows)
+    yield from table(("Outcome", "Rule", "Fails on", "Reason"), rows)
+
+
+def _validity(report: AuditReport) -> Iterator[str]:
+    """The checks, and the judge they rest on; what passed needs no clearing path."""
+    if report.validity:
+        rows = [
+            (wording.CHECKS[flag.passed][0], escape(flag.id), escape(flag.detail), escape(flag.clears) or wording.DASH)
+            for flag in report.validity
+        ]
+        yield from table(("Check", "Flag", "Found", "What clears it"), rows)
+    if report.verifier is not None:
+        judge = report.verifier
+        rates = f"accepts {wording.with_interval(judge.far)} of impostor pairs and "
+        rates += f"{wording.with_interval(judge.sensitivity)} of genuine pairs"
+        weakness = escape(wording.as_sentence(judge.weakness))
+        yield f"Verifier {code(judge.arch)}, trained on {escape(judge.trained_on)}: {rates}. {weakness}"
+        yield ""
 
 
 def _measurements(result: AuditReport | Comparison, *, compared: bool) -> Iterator[str]:
@@ -74,7 +92,7 @@ def _measurements(result: AuditReport | Comparison, *, compared: bool) -> Iterat
         columns: tuple[str, ...] = ("", "Measurement", "Before", "After", "Difference", "Meaning", "Control")
     else:
         columns = ("", "Measurement", "Value", "Control", "Leakage")
-    yield from _table(columns, [_cells(title, row, compared=compared) for title, row in rows])
+    yield from table(columns, [_cells(title, row, compared=compared) for title, row in rows])
 
 
 def _cells(title: str, row: view.Row, *, compared: bool) -> tuple[str, ...]:
@@ -92,14 +110,15 @@ def _model(report: AuditReport) -> Iterator[str]:
         (escape(name), code(model.arch), wording.with_interval(model.accuracy), code(model.sha256[:12]))
         for name, model in models[:MOST_ITEMS]
     ]
-    yield from _table(("Network", "Architecture", "Accuracy", "Weights"), rows)
+    yield from table(("Network", "Architecture", "Accuracy", "Weights"), rows)
     classes = f"{len(report.attacked):,} of {wording.plural(len(report.classes), 'class', 'classes')} attacked"
     data = f"private data {code(report.private.ref)}, public data {code(report.public.ref)}"
     yield f"{classes}; {data}; {escape(report.overlap)}."
     yield ""
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table, with an empty line before and after it; cells are Markdown already."""
     yield ""
     yield f"| {' | '.join(columns)} |"
     yield f"|{' --- |' * len(columns)}"

@@ -14,8 +14,8 @@ from mi_audit.report import view, wording
 
 WIDTH = 100  # columns
 STYLES: Mapping[str, str] = {"good": "green", "bad": "red", "unsure": "yellow", "plain": "default"}
-COLUMNS = ("attack_acc1", "attack_acc5", "knn_l2sq_min", "fid", "fid_evaluator", "target_acceptance")
-WITH_INTERVAL = ("accuracy", "attack_acc1", "knn_l2sq_min")  # the others would not fit on the screen
+COLUMNS = ("exposure", "attack_acc1", "attack_acc5", "knn_l2sq_min", "fid", "fid_evaluator", "target_acceptance")
+WITH_INTERVAL = ("accuracy", "exposure", "attack_acc1", "knn_l2sq_min")  # the others would not fit on the screen
 MOST_WARNINGS = 8
 
 
@@ -34,12 +34,14 @@ def show(
         page: The HTML report, to say where it is.
     """
     width = min(WIDTH, console.width)
-    for part in _parts(result, timing, page):
+    for part in _parts(result, timing, page, width):
         console.print(part, width=width, highlight=False)
 
 
-def _parts(result: AuditReport | Comparison, timing: Mapping[str, Any] | None, page: Path | None) -> list[Text | Table]:
-    tables = _comparison(result) if isinstance(result, Comparison) else _audit(result)
+def _parts(
+    result: AuditReport | Comparison, timing: Mapping[str, Any] | None, page: Path | None, width: int
+) -> list[Text | Table]:
+    tables = _comparison(result) if isinstance(result, Comparison) else _audit(result, width)
     opening = [Text(), _headline(result), *_rules(result), Text()]
     return [*opening, *tables, *_warnings(result), *_ending(timing, page)]
 
@@ -71,15 +73,16 @@ def _grid(title: str) -> Table:
     )
 
 
-def _audit(report: AuditReport) -> list[Table | Text]:
+def _audit(report: AuditReport, width: int) -> list[Table | Text]:
     """A line per attack and control, and how good the networks are."""
     table = _grid("What the attacks recovered")
-    table.add_column("", no_wrap=True)
-    present = [name for name in COLUMNS if any(a.measurement(name) for a in report.attacks)]
+    table.add_column("")
+    present = [name for name in COLUMNS if any(_measured(a.measurement(name)) for a in report.attacks)]
+    full = WITH_INTERVAL if "exposure" not in present else WITH_INTERVAL[: 3 if width >= WIDTH else 2]
     for name in present:
         table.add_column(wording.metric_short(name), justify="right", no_wrap=True)
     for attack in report.attacks:
-        cells = [_cell(attack.measurement(name), interval=name in WITH_INTERVAL) for name in present]
+        cells = [_cell(attack.measurement(name), interval=name in full) for name in present]
         table.add_row(wording.attack_title(attack.name), *cells, style="dim" if attack.role == "control" else "")
     accuracy = ", ".join(wording.with_interval(model.accuracy) for model in report.targets)
     judge = wording.with_interval(report.evaluator.accuracy)
@@ -96,9 +99,9 @@ def _comparison(result: Comparison) -> list[Table | Text]:
     for title, rows in [(b.title, b.rows) for b in view.blocks(result)] + [("Utility", view.utility(result))]:
         table.add_row(Text(title, style="bold"))
         for row in rows:
-            if row.after.value is not None:
+            if row.after.value is not None and (row.name in COLUMNS or title == "Utility"):
                 table.add_row(f"  {wording.metric_short(row.name)}", *_cells(row))
-    floors = [a.measurement("attack_acc1") for a in result.after.attacks if a.role == "control"]
+    floors = [a.measurement("attack_acc1") for a in result.after.attacks if a.name.startswith("control:random")]
     found = ", ".join(wording.with_interval(floor) for floor in floors if floor)
     control = Text(f"Control, random pictures of the prior: top-1 {found or 'not measured'}.")
     return [table, Text(), control, Text()]
@@ -133,6 +136,10 @@ def _ending(timing: Mapping[str, Any] | None, page: Path | None) -> list[Text]:
     if page is not None:
         lines.append(Text.assemble("Report: ", (str(page), f"bold link {page.resolve().as_uri()}")))
     return lines
+
+
+def _measured(quantity: Quantity | None) -> bool:
+    return quantity is not None and quantity.value is not None
 
 
 def _cell(quantity: Quantity | None, interval: bool = True) -> str:

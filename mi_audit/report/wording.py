@@ -2,50 +2,22 @@
 
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from mi_audit.core.report import AttackResult, AuditReport, Comparison, Measurement, Quantity
-
-Tone = Literal["good", "bad", "unsure", "plain"]
+from mi_audit.core.report import AttackResult, AuditReport, Comparison, Exposure, Measurement, Quantity
+from mi_audit.report.vocabulary import ACCESS as ACCESS
+from mi_audit.report.vocabulary import CHECKS as CHECKS
+from mi_audit.report.vocabulary import CONTROLS as CONTROLS
+from mi_audit.report.vocabulary import MEANINGS as MEANINGS
+from mi_audit.report.vocabulary import METRICS as METRICS
+from mi_audit.report.vocabulary import NO_PROOF as NO_PROOF
+from mi_audit.report.vocabulary import OUTCOMES as OUTCOMES
+from mi_audit.report.vocabulary import TAXA as TAXA
+from mi_audit.report.vocabulary import TAXONOMY as TAXONOMY
+from mi_audit.report.vocabulary import Taxon as Taxon
+from mi_audit.report.vocabulary import Tone as Tone
 
 DASH = "\N{EN DASH}"  # stands for a number that is missing
-
-METRICS: Mapping[str, tuple[str, str, str]] = {
-    "attack_acc1": (
-        "Attack accuracy, top-1",
-        "top-1",
-        "share of reconstructions that the evaluator assigns to the attacked class",
-    ),
-    "attack_acc5": (
-        "Attack accuracy, top-5",
-        "top-5",
-        "share with the attacked class among the evaluator's five best guesses",
-    ),
-    "knn_l2sq_min": ("KNN distance, squared", "KNN", "feature distance to the nearest private image of the class"),
-    "fid": ("FID", "FID", "Frechet distance to the private images, as a set, in Inception features"),
-    "fid_evaluator": ("FID in evaluator features", "FID", "Frechet distance to the private images, as a set"),
-    "target_acceptance": ("Accepted by the target", "accepted", "share the attacked model itself assigns to the class"),
-    "accuracy": ("Accuracy of the model", "accuracy", "top-1 on private test images"),
-}
-OUTCOMES: Mapping[str, tuple[str, Tone]] = {
-    "PASS": ("Pass", "good"),
-    "FAIL": ("Fail", "bad"),
-    "INCONCLUSIVE": ("Inconclusive", "unsure"),
-}
-MEANINGS: Mapping[str, Tone] = {"less leakage": "good", "better": "good", "more leakage": "bad", "worse": "bad"}
-ACCESS: Mapping[str, str] = {
-    "white-box": "weights and gradients of the model",
-    "score": "class scores of images it sends to the model",
-    "label-only": "the predicted class of images it sends to the model",
-    "none": "nothing of the model",
-}
-TAXONOMY = (
-    "Model inversion is NISTAML.032 (data reconstruction) in NIST AI 100-2 E2025, AML.T0024.001 (invert AI model) in "
-    "MITRE ATLAS, and ML03:2023 in OWASP's list."
-)
-NO_PROOF = (
-    "A pass is no proof of anonymity or of compliance: it says that these attacks, at this budget, did not succeed."
-)
 
 
 class Headline(NamedTuple):
@@ -62,7 +34,11 @@ def headline(result: AuditReport | Comparison) -> Headline:
         outcome, tone = "No gate", "plain"
     else:
         outcome, tone = OUTCOMES[result.verdict.outcome]
-    sentence = result.summary if isinstance(result, Comparison) else audit_sentence(result)
+    exposure = result.verdict.exposure if result.verdict else None
+    if isinstance(result, Comparison):
+        sentence = result.summary
+    else:
+        sentence = exposure_sentence(exposure) if exposure else audit_sentence(result)
     return Headline(outcome, tone, sentence)  # type: ignore[arg-type]
 
 
@@ -95,16 +71,24 @@ def attacks(report: AuditReport) -> tuple[AttackResult, ...]:
 
 
 def control_for(report: AuditReport, attack: AttackResult) -> AttackResult | None:
-    """The control drawn from the same prior as `attack`, else any control."""
+    """The random samples of the same prior as `attack`, else another control with it, else any control."""
     controls = [other for other in report.attacks if other.role == "control"]
+    controls.sort(key=lambda control: not control.name.startswith("control:random"))
     return next((other for other in controls if other.prior == attack.prior), controls[0] if controls else None)
 
 
 def attack_title(name: str) -> str:
     """`ppa` as papers write it, controls in words."""
     if name.startswith("control:"):
-        return f"control: {name.removeprefix('control:').replace('-', ' ')}"
+        kind, _, about = name.removeprefix("control:").partition(":")
+        return f"control: {kind.replace('-', ' ')}{f' ({about})' if about else ''}"
     return "Model itself" if name == "utility" else name.upper()
+
+
+def isolates(name: str) -> str:
+    """What a control tells apart from a leak."""
+    kind = name.removeprefix("control:")
+    return next((text for start, text in CONTROLS.items() if kind.startswith(start)), "")
 
 
 def metric_title(name: str) -> str:
@@ -215,9 +199,31 @@ def setting(value: object) -> str:
     return DASH if value is None else str(value)
 
 
+def as_sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}" if text else ""
+
+
 def words(name: str) -> str:
     """`trainable_share` as `trainable share`."""
     return re.sub(r"[_\s]+", " ", name).strip()
+
+
+def exposure_sentence(exposure: Exposure) -> str:
+    """What was decided on, for somebody who knows no statistics."""
+    return (
+        f"An independent verifier recognises {exposure.exposed:,} of "
+        f"{plural(exposure.attacked, 'attacked identity', 'attacked identities')} in the best picture that any attack "
+        f"rebuilt of them. With {1 - exposure.alpha:.0%} confidence at most {100 * exposure.adjusted:.1f}% of all "
+        f"identities are exposed; {100 * exposure.tau:g}% would be tolerated."
+    )
+
+
+def exposure_line(exposure: Exposure) -> str:
+    """The exposure in figures, as the gate says it."""
+    from mi_audit.audit.audit_v1 import sentence
+
+    return sentence(exposure)
 
 
 def unmeasured(result: AuditReport | Comparison) -> tuple[str, ...]:

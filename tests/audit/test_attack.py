@@ -29,7 +29,9 @@ def test_the_saved_result_is_the_returned_one(run):
 
 def test_every_attack_and_the_control_measure_every_class_and_seed(run):
     report = run[1]
-    assert [attack.name for attack in report.attacks] == ["gmi", "ppa", "control:random-prior"]
+    assert [attack.name for attack in report.attacks] == [
+        "gmi", "ppa", "control:random-prior", "control:permuted-labels:gmi", "control:permuted-labels:ppa",
+    ]  # fmt: skip
     for attack in report.attacks:
         accuracy = attack.measurement("attack_acc1")
         assert {(row.label, row.seed) for row in accuracy.per_class} == {(0, 0), (0, 1), (3, 0), (3, 1)}
@@ -65,7 +67,7 @@ def test_target_acceptance_is_the_share_of_accepted_pictures(run):
 
 def test_pictures_and_their_nearest_private_images_exist(run):
     out, report = run
-    for attack in report.attacks:
+    for attack in report.attacks[:3]:
         assert [picture.label for picture in attack.pictures] == [0, 3]
         for picture in attack.pictures:
             assert (out / picture.file).is_file() and (out / picture.nearest).is_file()
@@ -90,7 +92,7 @@ def test_clock_time_is_kept_out_of_the_result(run):
 def test_results_do_not_depend_on_the_chunks_of_classes(run, digits: Path, cache: Path, tmp_path: Path):
     report = run_attack(replace(digit_plan(digits, tmp_path / "run", cache), chunk=2))
     for whole, cut in zip(report.attacks, run[1].attacks, strict=True):
-        for name in ("attack_acc1", "knn_l2sq_min"):
+        for name in ("attack_acc1",) if "permuted" in whole.name else ("attack_acc1", "knn_l2sq_min"):
             ours = np.array([row.value for row in whole.measurement(name).per_class])
             theirs = np.array([row.value for row in cut.measurement(name).per_class])
             np.testing.assert_allclose(ours, theirs, rtol=0.02)

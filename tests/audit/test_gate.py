@@ -252,3 +252,17 @@ def test_gate_needs_neither_torch_nor_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_rule_about_every_attack_keeps_what_became_of_each():
+    two = report(attack(low=0.0, value=0.02, high=0.05), attack("ppa", 0.6, 0.7, 0.8))
+    (rule,) = judge(two, [RulePlan(id="r", when="attack_acc1 > 0.1")]).rules
+    assert [(part.attack, part.outcome) for part in rule.attacks] == [("gmi", "PASS"), ("ppa", "FAIL")]
+    (rule,) = judge(two, [RulePlan(id="r", when="attack_acc1[ppa] > 0.1")]).rules
+    assert rule.attacks == ()
+
+
+def test_weak_evidence_passes_no_attack_by_itself_either():
+    weak = report(attack(accepted=0.1, low=0.0, value=0.02, high=0.05), attack("ppa", 0.6, 0.7, 0.8))
+    (rule,) = judge(weak, [RulePlan(id="r", when="attack_acc1 > 0.1")]).rules
+    assert [(part.attack, part.outcome) for part in rule.attacks] == [("gmi", "INCONCLUSIVE"), ("ppa", "FAIL")]

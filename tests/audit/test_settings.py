@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import jsonschema
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan, RulePlan
+from mi_audit.audit.plan import AttackPlan, DecisionPlan, DefendPlan, ModelPlan, Plan, RulePlan
 from mi_audit.audit.settings import command_line, plan_from_json, plan_of, plan_to_json, resolve, select, template
 from mi_audit.audit.settings_sources import find_project_file, from_environment, from_file, from_flags
 from mi_audit.audit.settings_tables import Settings, describe, leaves, variable_of
@@ -337,3 +338,44 @@ def test_the_schema_accepts_the_template_and_refuses_unknown_keys():
 def test_settings_need_no_torch():
     code = "import sys, mi_audit.audit.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+WAIVER = """
+[[waivers]]
+id = "MI001"
+model_sha256 = "{sha}"
+expires = 2027-01-31
+reason = "accepted by J. Doe"
+"""
+
+
+def deciding(tmp_path, **flags):
+    (tmp_path / "mi-audit.toml").write_text(WAIVER.format(sha="ab" * 32))
+    chosen = {("decision", name): value for name, value in flags.items()}
+    return merged({("model", "ref"): "m.safetensors", **chosen}, [], folder=tmp_path)
+
+
+def test_how_exposure_is_decided_becomes_part_of_the_plan(tmp_path):
+    resolved = deciding(tmp_path, policy="audit-v1", tau="0.05", sequential=True)
+    plan = plan_of(resolved, "attack", lambda: TAGS)
+    assert plan.decision == DecisionPlan(policy="audit-v1", tau=0.05, alpha=0.05, sequential=True)
+    assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan
+    line = command_line(resolved, "attack")
+    assert "--policy audit-v1 --sequential --threshold 0.05" in line and "waiver" not in line
+
+
+def test_waivers_come_from_files_only_and_remember_which(tmp_path):
+    (waiver,) = plan_of(deciding(tmp_path), "attack", lambda: TAGS).waivers
+    assert (waiver.id, waiver.expires, waiver.source) == ("MI001", date(2027, 1, 31), str(tmp_path / "mi-audit.toml"))
+    with pytest.raises(ConfigError):
+        merged({}, ["waivers.id=MI001"], folder=tmp_path)
+    with pytest.raises(ConfigError, match="MI_AUDIT_WAIVERS"):
+        resolve({}, environment={"MI_AUDIT_WAIVERS": "MI001"}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("option", [{"tau": "0.2"}, {"alpha": "0.1"}, {"sequential": True}])
+def test_what_only_the_policy_heeds_needs_the_policy(tmp_path, option):
+    with pytest.raises(ConfigError, match="--policy audit-v1"):
+        plan_of(deciding(tmp_path, **option), "attack", lambda: TAGS)
+    with pytest.raises(ConfigError, match="--threshold"):
+        deciding(tmp_path, policy="audit-v1", tau="1.0")

@@ -89,3 +89,60 @@ def test_compare_two_runs(cli, saved):
     assert document["after"] == json.loads((saved / "pair" / "result.json").read_text())["after"]
     assert cli("compare", "plain", "pair", "--report", "markdown:c.md").exit_code == 0
     assert (saved / "c.md").is_file()
+
+
+def test_machine_formats(cli, saved):
+    assert json.loads(cli("report", "plain", "-f", "sarif").stdout)["version"] == "2.1.0"
+    assert cli("report", "plain", "-f", "github").stdout.startswith("::")
+    assert cli("report", "plain", "-f", "model-card").stdout.startswith("---\ntags:")
+
+
+def test_annotations_come_with_a_step_summary(cli, saved, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(saved / "summary.md"))
+    cli("report", "plain", "-f", "sarif")
+    assert not (saved / "summary.md").exists()
+    cli("report", "plain", "-f", "github")
+    assert (saved / "summary.md").read_text().startswith("## ")
+
+
+def test_reports_on_standard_output(cli, saved):
+    done = cli("gate", "plain", "--fail-on", "attack_acc1 > 0.10", "--report", "github:-")
+    assert done.exit_code == 1 and "\n::error " in f"\n{done.stdout}"
+    assert cli("gate", "plain", "--fail-on", "attack_acc1 > 0.10", "--report", "sarif:-", "--json").exit_code == 2
+
+
+def test_names_can_be_left_out_of_the_page(cli, saved):
+    assert ">three<" in cli("report", "plain", "-f", "html").stdout
+    assert ">three<" not in cli("report", "plain", "-f", "html", "--no-names").stdout
+
+
+def test_gate_by_exposure_decides_and_is_repeated(cli, saved):
+    from tests.audit.test_audit_v1 import audit as exposing
+
+    (saved / "people").mkdir()
+    for exposed, code in ((5, 0), (30, 1)):
+        write_result(saved / "people" / "result.json", exposing(exposed))
+        assert cli("gate", "people", "--policy", "audit-v1").exit_code == code
+    assert cli("gate", "people", "--policy", "audit-v1", "--threshold", "0.4", "--sequential").exit_code == 0
+    cli("gate", "people", "--policy", "audit-v1", "--threshold", "0.4", "--report", "json:judged.json")
+    (saved / "people" / "result.json").write_bytes((saved / "judged.json").read_bytes())
+    again = json.loads(cli("gate", "people", "--json").stdout)["verdict"]
+    assert again["exposure"]["tau"] == 0.4 and [rule["id"] for rule in again["rules"]] == ["audit-v1"]
+
+
+def test_a_threshold_needs_its_policy(cli, saved):
+    done = cli("gate", "run", "--threshold", "0.2")
+    assert done.exit_code == 2 and "--policy audit-v1" in done.stderr
+
+
+def test_gate_takes_waivers_from_the_settings_and_lists_them(cli, saved):
+    waiver = "[[waivers]]\nid = 'MI001'\nmodel_sha256 = '{}'\nexpires = {}\nreason = 'accepted by J. Doe'\n"
+    (saved / "mi-audit.toml").write_text(waiver.format("9d" * 32, "2999-01-01"))
+    done = cli("gate", "run", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["verdict"]["waivers"][0]["applied"]
+    (saved / "mi-audit.toml").write_text(waiver.format("9d" * 32, "2020-01-01"))
+    done = cli("gate", "run", "--json")
+    assert done.exit_code == 1 and "expired" in json.loads(done.stdout)["verdict"]["waivers"][0]["status"]
+    assert "MI001" in cli("config", "show").stdout
+    (saved / "mi-audit.toml").write_text(waiver.format("short", "2999-01-01"))
+    assert "[[waivers]] model_sha256" in cli("gate", "run").stderr

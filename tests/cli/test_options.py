@@ -19,7 +19,7 @@ def name(key):
 def test_every_setting_has_an_option(key):
     assert name(key) in options(defend)
     assert (name(key) in options(attack)) == (key[0] != "defend")
-    assert (name(key) in options(gate)) == (key[0] in ("gate", "baseline"))
+    assert (name(key) in options(gate)) == (key[0] in ("gate", "baseline", "decision"))
 
 
 def test_settings_without_an_option_go_by_set():

@@ -1,12 +1,14 @@
 """Realistic results built by hand, with pictures drawn on the fly: digits, never people."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mi_audit.core.report import (
+    AttackOutcome,
     AttackResult,
     AuditReport,
     Change,
@@ -14,6 +16,7 @@ from mi_audit.core.report import (
     Comparison,
     CurveFacts,
     DataFacts,
+    Exposure,
     Interval,
     Measurement,
     ModelFacts,
@@ -21,7 +24,10 @@ from mi_audit.core.report import (
     PriorFacts,
     Quantity,
     RuleResult,
+    ValidityFlag,
     Verdict,
+    VerifierFacts,
+    Waiver,
 )
 
 SEGMENTS = ("abcdef", "bc", "abged", "abgcd", "fgbc")  # seven segments of 0..4
@@ -196,6 +202,80 @@ def failing() -> Verdict:
         reason="gmi: attack_acc1 = 0.46 [0.35, 0.57], limit 0.1: the whole interval is above it",
     )  # fmt: skip
     return Verdict(outcome="FAIL", rules=(rule,))
+
+
+def exposure(**more: object) -> Exposure:
+    """Solved by hand nowhere: only to be shown."""
+    facts = {
+        "exposed": 3, "attacked": 300, "total": 530, "missing": 1, "value": 0.01, "lower": 0.0027, "upper": 0.0256,
+        "adjusted": 0.0284, "sensitivity": 0.9, "control": share(0.0033, 0.0001, 0.02, count=300), "tau": 0.1,
+        "alpha": 0.05, "method": "hypergeometric", "more": 40,
+    }  # fmt: skip
+    return Exposure(**{**facts, **more})
+
+
+VALIDITY = (
+    ValidityFlag(id="G2 ZERO_GRAD", passed=True, detail="the smallest gradient norm of 20 pilot images is 0.031"),
+    ValidityFlag(
+        id="G3 NOT_CONVERGED",
+        passed=False,
+        detail="the target accepts 71% of the reconstructions",
+        clears="raise steps until the target accepts 90%, or run the pixel-space pilot",
+    ),
+    ValidityFlag(id="G4 BB_BEATS_WB", passed=None, detail="no black-box attack ran", clears="add brep to --attacks"),
+)
+
+
+def verifier() -> VerifierFacts:
+    return VerifierFacts(
+        ref="trained by mi-audit",
+        arch="built-in:cnn-wide",
+        sha256="e1" * 32,
+        threshold=0.62,
+        far=share(0.004, 0.0005, 0.0098, count=628),
+        sensitivity=share(0.93, 0.87, 0.97, count=100),
+        trained_on="digits:5-9, which the target did not see",
+        weakness="small and trained on few identities",
+    )
+
+
+def decided(outcome: str = "PASS", **more: object) -> Verdict:
+    """The verdict of policy audit-v1 and of two expressions, one of them on every attack by itself."""
+    rules = (
+        RuleResult(id="audit-v1", when="exposure > 0.1", outcome=outcome, reason="3 of 300 identities are exposed"),
+        RuleResult(
+            id="MI002", when="attack_acc1 > 0.5", outcome="FAIL", reason="ppa: 0.68 [0.57, 0.79], limit 0.5",
+            attacks=(
+                AttackOutcome(attack="gmi", outcome="INCONCLUSIVE", reason="0.46 [0.35, 0.57], limit 0.5"),
+                AttackOutcome(attack="ppa", outcome="FAIL", reason="0.68 [0.57, 0.79], limit 0.5"),
+            ),
+        ),
+    )  # fmt: skip
+    return Verdict(**{"outcome": "FAIL", "rules": rules, "exposure": exposure(), **more})
+
+
+def waiver(**more: object) -> Waiver:
+    facts = {
+        "id": "MI002", "model_sha256": "9d" * 32, "expires": "2027-01-31",
+        "reason": "internal use only, says the owner", "applied": True, "status": "applied",
+    }  # fmt: skip
+    return Waiver(**{**facts, **more})
+
+
+def trusted(**more: object) -> AuditReport:
+    """An audit with everything that says how far its numbers carry."""
+    seen = tuple(ClassValue(label=label, seed=0, value=float(label == 4), count=1) for label in range(5))
+    exposed = measured("exposure", 0.2, 0.01, 0.6, counted="identities", count=5, per_class=seen)
+    ours, ppa, floor = attack("gmi", 0.46), attack("ppa", 0.68), control()
+    leak = measured("leakage", 0.2, 0.02, 0.38)
+    leak = replace(leak, protocol="leakage/identity/sel1/target-conf@v-over-control:random-prior")
+    attacks = (
+        ours,
+        replace(ppa, measurements=(exposed, *ppa.measurements), over_control=(leak,)),
+        floor,
+        replace(floor, name="control:permuted-labels:ppa"),
+    )
+    return audit(**{"attacks": attacks, "validity": VALIDITY, "verifier": verifier(), "verdict": decided(), **more})
 
 
 def _save(file: Path, pixels: np.ndarray) -> None:

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from mi_audit.report.findings import pseudonym
 from mi_audit.report.html import html
 from tests.report import sample
 
@@ -32,7 +33,7 @@ def files(tmp_path_factory):
     names = (HOSTILE, "one", "two", "three", "four")
     pages = {
         "comparison": sample.comparison(after=sample.audit(side="after/", gmi=0.31, ppa=0.59, classes=names)),
-        "audit": sample.audit(verdict=sample.failing(), classes=names),
+        "audit": sample.trusted(classes=names),
     }
     for name, result in pages.items():
         (folder / f"{name}.html").write_text(html(result, folder, {"stages": {"ppa": 1.0}}), encoding="utf-8")
@@ -90,6 +91,43 @@ def test_filter_keeps_matching_classes(page):
     page.fill("#filter", "THR")
     assert page.locator("#per-class tbody tr:visible").count() == 1
     assert page.inner_text("#shown") == "1 of 5 classes"
+
+
+def test_filter_knows_pseudonyms(page):
+    page.fill("#filter", pseudonym("three"))
+    assert page.locator("#per-class tbody tr:visible th").all_inner_texts() == ["three"]
+
+
+def test_names_of_the_worst_are_hidden_until_asked_for(page):
+    cells = page.locator("#worst-identities td.name")
+    assert cells.count() == 5 and page.locator("#worst-identities td.name:visible").count() == 0
+    page.locator("#names").focus()
+    page.keyboard.press("Space")
+    assert page.locator("#worst-identities td.name:visible").count() == 5
+    assert HOSTILE in cells.all_inner_texts()
+
+
+def test_pictures_slide_by_keyboard_in_a_comparison_only(page):
+    switch = page.locator("#slide")
+    if "audit.html" in page.url:
+        assert switch.count() == 0
+        return
+    slider = page.locator(".wipe input").first
+    assert not slider.is_visible()
+    switch.focus()
+    page.keyboard.press("Space")
+    before, after = (page.locator(f".shot.{side} img").first for side in ("before", "after"))
+    place = "image => [image.offsetLeft, image.offsetTop, image.width]"
+    assert before.evaluate(place) == after.evaluate(place)
+    clip = "image => getComputedStyle(image).clipPath"
+    assert "50%" in after.evaluate(clip)
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert "51%" in after.evaluate(clip) and slider.get_attribute("aria-valuetext") == "51% before, 49% after"
+    page.keyboard.press("Home")
+    assert slider.input_value() == "0"
+    switch.uncheck()
+    assert not slider.is_visible() and after.evaluate(clip) == "none"
 
 
 def test_hostile_class_name_is_text(page):

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from mi_audit.report import findings
 from mi_audit.report.classes import MOST_CLASSES
 from mi_audit.report.html import html
 from tests.report import sample
@@ -165,3 +166,67 @@ def test_a_bare_report_is_still_a_page(folder):
 
 def test_page_without_pictures_is_small():
     assert len(html(sample.comparison(), None, images=False).encode()) < 200_000
+
+
+@pytest.fixture(scope="module")
+def trusted(folder):
+    return html(sample.trusted(verdict=sample.decided(waivers=(sample.waiver(),))), folder)
+
+
+def test_exposure_checks_verifier_and_controls_are_shown(trusted):
+    for text in (
+        "An independent verifier recognises 3 of 300 attacked identities", "corrected upper bound", "limitline",
+        "G3 NOT_CONVERGED", "Not passed", "raise steps until the target accepts 90%", "Not checked",
+        "digits:5-9, which the target did not see", "small and trained on few identities", "similarity 0.62",
+        "control: permuted labels (ppa)", "Exposure beyond the control", "+20.0 pts", "Waived", "2027-01-31",
+    ):  # fmt: skip
+        assert text in trusted
+    assert Page(trusted).open == []
+
+
+def test_every_page_says_that_a_pass_is_no_proof_and_how_threats_are_filed(folder):
+    page = html(sample.audit(), folder)
+    assert "A pass is no proof of anonymity" in page
+    assert all(name in page for name in ("NISTAML.032", "AML.T0024.001", "ML03:2023"))
+
+
+def test_what_was_not_done_is_said(folder):
+    bare = sample.audit(attacks=(sample.attack("gmi", 0.3),))
+    page = html(bare, folder)
+    for text in ("No validity checks were recorded", "No independent verifier took part", "No control was run"):
+        assert text in page
+
+
+def test_both_sides_of_a_comparison_show_their_checks(folder):
+    page = html(sample.comparison(before=sample.trusted(), after=sample.trusted()), folder)
+    assert page.count("G3 NOT_CONVERGED") == 2 and "The same checks before" in page
+
+
+def test_without_names_only_pseudonyms_are_left(folder):
+    names = ("Ada Hidden", "Bob Hidden", "Cleo Hidden", "Dan Hidden", "Eve Hidden")
+    result = sample.comparison(before=sample.trusted(classes=names), after=sample.trusted(classes=names))
+    page = html(result, folder, names=False)
+    assert "Hidden" not in page and findings.pseudonym("Eve Hidden") in page and 'id="names"' not in page
+    assert 'data-id="' not in page
+    assert "Hidden" in html(result, folder)
+
+
+def test_hostile_checks_and_verifiers_are_escaped(folder):
+    flag = sample.ValidityFlag(id=HOSTILE, passed=False, detail=HOSTILE, clears=HOSTILE)
+    judge = replace(sample.verifier(), ref=HOSTILE, arch=HOSTILE, trained_on=HOSTILE, weakness=HOSTILE)
+    waived = sample.decided(waivers=(sample.waiver(reason=HOSTILE, id=HOSTILE, expires=HOSTILE, applied=False),))
+    page = html(sample.trusted(validity=(flag,), verifier=judge, verdict=waived, classes=(HOSTILE,) * 5), folder)
+    assert HOSTILE not in page and Page(page).open == []
+
+
+def test_a_large_page_without_pictures_is_below_two_megabytes():
+    count = 1000
+    values = tuple(sample.ClassValue(label=k, seed=0, value=k / count, count=1) for k in range(count))
+    base = sample.trusted()
+    attacks = tuple(
+        replace(a, measurements=tuple(replace(m, per_class=values if m.per_class else ()) for m in a.measurements))
+        for a in base.attacks
+    )
+    names = tuple(f"person-{k:04d} with a long name" for k in range(count))
+    large = replace(base, attacks=attacks, classes=names, attacked=tuple(range(count)))
+    assert len(html(sample.comparison(before=large, after=large), None, images=False).encode()) < 2_000_000

@@ -57,3 +57,10 @@ def test_a_huge_result_is_cut_at_a_line():
     huge = replace(huge, attacks=tuple(replace(huge.attacks[0], name=f"attack-{k}" * 5) for k in range(200)))
     text = markdown(huge)
     assert len(text.encode()) <= LARGEST and text.endswith("`result.json`.\n")
+
+
+def test_checks_and_verifier_are_there():
+    text = markdown(sample.trusted())
+    assert "| Not passed | G3 NOT\\_CONVERGED | the target accepts 71% of the reconstructions | raise steps" in text
+    assert "| Passed | G2 ZERO\\_GRAD |" in text and "| Not checked | G4" in text
+    assert "accepts 0.4% [0.1, 1.0] of impostor pairs and 93.0% [87.0, 97.0] of genuine pairs. Small and" in text

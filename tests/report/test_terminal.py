@@ -51,3 +51,18 @@ def test_markup_in_names_is_shown_as_it_is():
 
 def test_many_warnings_are_counted():
     assert "and 4 more in the report" in screen(sample.audit(warnings=tuple(f"warning {k}" for k in range(12))))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_exposure_and_every_control_fit_the_screen(width):
+    text = screen(sample.trusted(), width)
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    lines = text.splitlines()
+    ours = next(line for line in lines if line.startswith("PPA"))
+    assert "20.0% [1.0, 60.0]" in ours and ("68.0% [57.0, 79.0]" in ours) == (width == 100)
+    assert any(line.startswith("control: permuted") for line in lines)
+
+
+def test_a_comparison_names_the_floor_of_the_prior_only():
+    text = screen(sample.comparison(after=sample.trusted()))
+    assert "Control, random pictures of the prior: top-1 12.0% [7.0, 17.0]." in text

@@ -73,3 +73,26 @@ def test_durations(seconds, text):
 )
 def test_settings_are_one_line(value, text):
     assert wording.setting(value) == text
+
+
+def test_the_exposure_is_one_line_and_one_sentence():
+    assert wording.exposure_line(sample.exposure()).startswith("exposure 3/300 = 1.0% (95% upper 2.6%, 2.8% with ")
+    head = wording.headline(sample.trusted())
+    assert "3 of 300 attacked identities" in head.sentence and "at most 2.8% of all" in head.sentence
+
+
+def test_the_control_of_the_same_prior_is_the_random_one():
+    first = replace(sample.control(), name="control:permuted-labels:ppa")
+    report = sample.audit(attacks=(sample.attack("ppa", 0.3), first, sample.control()))
+    assert wording.control_for(report, report.attacks[0]).name == "control:random-prior"
+
+
+def test_controls_say_what_they_isolate():
+    assert "untrained weights" in wording.isolates("control:untrained:gmi")
+    assert wording.isolates("control:else") == ""
+    assert wording.attack_title("control:permuted-labels:gmi") == "control: permuted labels (gmi)"
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("", ""), ("weak", "Weak."), ("Weak.", "Weak."), ("so?", "So?")])
+def test_fragments_become_sentences(text, sentence):
+    assert wording.as_sentence(text) == sentence
