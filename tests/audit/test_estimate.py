@@ -1,0 +1,43 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mi_audit.audit import estimate as module
+from mi_audit.audit.estimate import estimate
+from tests.world import defend_plan, digit_plan
+
+
+@pytest.fixture(autouse=True)
+def one_second_per_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock is a second later than the last."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+
+
+def row(found: module.Estimate, start: str) -> str:
+    return next(value for name, value in found.rows if name.startswith(start))
+
+
+def test_an_attack_is_scaled_up_from_a_probe(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", tmp_path / "cache"), batch_size=4)
+    found = estimate(plan, "attack")
+    assert found.jobs == 2 * 2 * 2  # attacks, classes in chunks of one, seeds
+    assert row(found, "prior gmi-gan, 4 steps") == "about 1 s"  # a second for 3 steps, 4 to do
+    steps = 2 * 6 * 2 * 2  # restarts, steps, classes, seeds; 3 steps of 4 images took a second
+    assert row(found, "attack gmi, 48 image-steps") == f"about {steps / 12:.0f} s"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_defense_trains_and_attacks_two_models_per_seed(cache: Path, tmp_path: Path):
+    found = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), seeds=3), "defend")
+    assert found.jobs == 2 * 2 * 3 * 2
+    assert row(found, "training of 6 models")
+
+
+def test_what_is_cached_costs_nothing(digits: Path, cache: Path, tmp_path: Path):
+    from mi_audit.audit.attack import run_attack
+
+    plan = digit_plan(digits, tmp_path / "run", cache)
+    run_attack(replace(plan, seeds=1, attacks=plan.attacks[:1]))
+    assert row(estimate(replace(plan, out=tmp_path / "other"), "attack"), "prior gmi-gan (cached)") == "about 0 s"
