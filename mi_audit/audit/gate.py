@@ -29,6 +29,8 @@ KNOWN = (
     "fid_evaluator",
     "target_acceptance",
     "exposure",
+    "exposure_train",
+    "type1_gap",
     "kid",
     "kid_evaluator",
     "diversity_1cos",
