@@ -95,8 +95,16 @@ def attack_change(before: AttackResult, after: AttackResult, first: Measurement)
     )
 
 
-def paired(before: tuple[ClassValue, ...], after: tuple[ClassValue, ...], unit: str) -> Quantity:
-    """After minus before over the (class, seed) pairs that both have."""
+def paired(before: tuple[ClassValue, ...], after: tuple[ClassValue, ...], unit: str, samples: bool = True) -> Quantity:
+    """After minus before over the (class, seed) pairs that both have.
+
+    Args:
+        before: The values of the first audit.
+        after: The values of the second.
+        unit: Of the values.
+        samples: Whether the classes are the sample (of identities that could leak), so that a share which changed
+            alike in all of them still has an exact bound; otherwise it has none.
+    """
     first = {(row.seed, row.label): row.value for row in before}
     second = {(row.seed, row.label): row.value for row in after}
     pairs = sorted(first.keys() & second.keys())
@@ -109,7 +117,7 @@ def paired(before: tuple[ClassValue, ...], after: tuple[ClassValue, ...], unit: 
             tables[side, seeds.index(seed), labels.index(label)] = rows[seed, label]
     value, interval = paired_difference(tables[0], tables[1])
     if interval is not None and interval.low == interval.high:
-        interval = _unanimous(value or 0.0, len(labels)) if unit == "share" else None
+        interval = _unanimous(value or 0.0, len(labels)) if samples and unit == "share" else None
     reason = None if interval else "too few classes, or all changed alike: nothing to resample"
     return Quantity(
         value=value, unit=unit, count=len(pairs), counted="class-seed pairs", interval=interval, reason=reason
@@ -125,7 +133,7 @@ def _unanimous(value: float, identities: int) -> Interval:
 
 def utility_change(before: tuple[ModelFacts, ...], after: tuple[ModelFacts, ...]) -> Change:
     """Test accuracy before and after; classes weigh by their number of test images."""
-    difference = paired(_weighted(before), _weighted(after), "share")
+    difference = paired(_weighted(before), _weighted(after), "share", samples=False)
     meaning = {None: "no significant change", True: "better", False: "worse"}[_direction(difference)]
     if difference.value is None:
         meaning = "not comparable"
@@ -152,16 +160,20 @@ def leakage_meaning(difference: Quantity, leak_grows: bool | None) -> str:
 
 
 def summarise(changes: list[Change]) -> str:
-    """One sentence on utility and on the strongest attack before the defense."""
+    """One sentence on the strongest attack before the defense, on the identities exposed, and on utility."""
     utility = changes[0]
     leaks = [change for change in changes if change.name == "attack_acc1" and change.before.value is not None]
     if not leaks:
         return "No attack was measured in both audits."
     worst = max(leaks, key=lambda change: change.before.value or 0.0)
     leak = f"{_percent(worst.before)} to {_percent(worst.after)}"
-    sentence = f"Attack accuracy of the strongest attack ({worst.attack.upper()}) went from {leak}"
-    cost = f"test accuracy went from {_percent(utility.before)} to {_percent(utility.after)}"
-    return f"{sentence} ({worst.meaning}); {cost} ({utility.meaning})."
+    sentence = f"Attack accuracy of the strongest attack ({worst.attack.upper()}) went from {leak} ({worst.meaning}); "
+    exposed = next((change for change in changes if change.name == EXPOSURE), None)  # of all attacks stands first
+    if exposed is not None:
+        share = f"{_percent(exposed.before)} to {_percent(exposed.after)}"
+        sentence += f"the share of exposed identities from {share} ({exposed.meaning}); "
+    cost = f"test accuracy from {_percent(utility.before)} to {_percent(utility.after)}"
+    return f"{sentence}{cost} ({utility.meaning})."
 
 
 def _direction(difference: Quantity) -> bool | None:

@@ -129,8 +129,10 @@ def _row(
     changes: Sequence[Change],
 ) -> Row:
     change = next((c for c in changes if (c.attack, c.name) == (attack.name, measurement.name)), None)
+    # A change may pool otherwise than the measurement (exposure: by identity, over seeds): show its own two ends.
     earlier = change.before if change else measurement_of(twin, measurement.name)
-    row = _arranged(measurement.name, earlier, measurement, measurement_of(control, measurement.name), change)
+    later = change.after if change else measurement
+    row = _arranged(measurement.name, earlier, later, measurement_of(control, measurement.name), change)
     if measurement.leak_grows is None:  # neither direction is leakage, so a change means nothing
         row = row._replace(meaning="", tone="plain")
     return row._replace(direction=wording.leak_direction(measurement))

@@ -6,6 +6,7 @@ from mi_audit.audit.compare import attack_change, compare, leakage_meaning, pair
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import ClassValue, Interval, Quantity
 from tests.report.sample import audit as audit_report
+from tests.report.sample import change
 
 
 def rows(values: list[float], seed: int = 0, count: int = 5) -> tuple[ClassValue, ...]:
@@ -35,6 +36,12 @@ def test_identities_that_all_agree_still_have_an_interval_of_some_width():
     assert difference.value == 0
     assert difference.interval is not None
     assert difference.interval.high == pytest.approx(1 - 0.025 ** (1 / 4))  # zero of four identities
+
+
+def test_classes_that_kept_their_accuracy_have_no_interval():
+    """Accuracy counts images: the number of classes bounds nothing about it."""
+    difference = paired(rows([0.2] * 4), rows([0.2] * 4), "share", samples=False)
+    assert difference.value == 0 and difference.interval is None and difference.reason
 
 
 def quantity(low: float, high: float) -> Quantity:
@@ -92,3 +99,11 @@ def test_an_audit_compared_with_itself_shows_no_change():
     result = compare(audit_report(), audit_report())
     assert {change.meaning for change in result.changes} <= {"no significant change", "not comparable"}
     assert "no significant change" in summarise(list(result.changes))
+
+
+def test_the_summary_names_exposed_identities_first_of_all_attacks():
+    accuracy = change("utility", "accuracy", (0.9, 0.8), 0.01, "worse")
+    leak = change("ppa", "attack_acc1", (0.7, 0.6), 0.2, "no significant change")
+    exposed = [change(name, "exposure", (0.5, 0.25), 0.1, "less leakage") for name in ("all attacks", "ppa")]
+    sentence = summarise([accuracy, leak, replace(exposed[0], before=quantity(0.4, 0.8)), exposed[1]])
+    assert "exposed identities from 60.0% [40.0, 80.0] to 25.0%" in sentence and "(less leakage)" in sentence

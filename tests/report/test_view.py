@@ -1,0 +1,22 @@
+import pytest
+
+from mi_audit.report import view
+from tests.report import sample
+
+
+def test_a_row_shows_both_ends_of_its_own_change():
+    """Exposure changes are pooled by identity, measurements over seeds: one row must not mix them."""
+    ppa = sample.trusted().attacks[1]  # its own measurement says 0.2
+    after = sample.audit(attacks=(ppa,))
+    pooled = sample.change("ppa", "exposure", (0.4, 0.6), 0.1, "no significant change")
+    (block,) = view.blocks(sample.comparison(after=after, changes=(pooled,)))
+    row = next(row for row in block.rows if row.name == "exposure")
+    assert (row.before.value, row.after.value) == (0.4, 0.6)
+    assert row.difference.value == pytest.approx(row.after.value - row.before.value)
+
+
+def test_without_a_change_the_measurement_is_shown():
+    ppa = sample.trusted().attacks[1]
+    (block,) = view.blocks(sample.comparison(after=sample.audit(attacks=(ppa,)), changes=()))
+    row = next(row for row in block.rows if row.name == "exposure")
+    assert row.after.value == 0.2 and row.difference is None
