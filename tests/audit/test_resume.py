@@ -1,11 +1,9 @@
 """A run that is killed and typed again must leave the bytes of one that was not."""
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,33 @@ from mi_audit.audit.settings import plan_to_json
 from mi_audit.store.files import canonical_json
 from tests.world import digit_plan
 
+# Every result reaches its place by `os.replace`: the run dies by its own hand just before or after one of them.
 SCRIPT = """
-import json, sys
+import json, os, sys
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.settings import plan_from_json
-run_attack(plan_from_json(json.loads(sys.argv[1])))
+
+plan, signal, moment, left = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+replace = os.replace
+
+def replace_and_die(source, target):
+    global left
+    left -= "jobs" in str(target)
+    if left < 0 and moment == "before":
+        os.kill(os.getpid(), signal)
+    replace(source, target)
+    if left < 0 and moment == "after":
+        os.kill(os.getpid(), signal)
+
+if signal:
+    os.replace = replace_and_die
+run_attack(plan_from_json(plan))
 """
 
 
-def command(digits: Path, out: Path, cache: Path) -> list[str]:
+def command(digits: Path, out: Path, cache: Path, *, how: int = 0, moment: str = "", kept: int = 0) -> list[str]:
     plan = plan_to_json(digit_plan(digits, out, cache))
-    return [sys.executable, "-c", SCRIPT, canonical_json(plan)]
+    return [sys.executable, "-c", SCRIPT, canonical_json(plan), str(int(how)), moment, str(kept)]
 
 
 def content(out: Path) -> dict[str, str]:
@@ -36,17 +50,19 @@ def content(out: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("after_jobs", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (4, signal.SIGINT)])
-def test_a_killed_run_resumes_to_the_same_bytes(digits, cache, tmp_path, whole_run, after_jobs, how):
+@pytest.mark.parametrize(
+    ("how", "moment", "kept"),
+    [(signal.SIGKILL, "before", 0), (signal.SIGKILL, "after", 1), (signal.SIGINT, "after", 3)],
+)
+def test_a_killed_run_resumes_to_the_same_bytes(digits, cache, tmp_path, whole_run, how, moment, kept):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(digits, out, cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(out.glob("jobs/*.safetensors"))) <= after_jobs:
-        time.sleep(0.002)
-    os.kill(process.pid, how)
-    process.wait()
-    assert process.returncode != 0
-    done = len(list(out.glob("jobs/*.safetensors")))
-    assert after_jobs < done < len(list(whole_run.glob("jobs/*.safetensors")))
+    killed = subprocess.run(
+        command(digits, out, cache, how=how, moment=moment, kept=kept),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert killed.returncode != 0
+    assert len(list(out.glob("jobs/*.safetensors"))) == kept + (moment == "after")
+    assert not (out / "result.json").exists()
     subprocess.run(command(digits, out, cache), check=True)
     assert content(out) == content(whole_run)
 
