@@ -68,7 +68,6 @@ def halves(network: nn.Module, device: str) -> Perceptual:
     scaled, trunk = network.get_submodule("scaling_layer"), network.get_submodule("net")
     weights = tuple(weight.detach().flatten() for weight in network.get_submodule("lins").parameters())
 
-    @torch.no_grad()
     def maps(images: Images) -> Maps:
         found = trunk(scaled(2 * images.to(device).expand(-1, 3, -1, -1) - 1))
         return tuple(layer / (layer.norm(dim=1, keepdim=True) + 1e-10) for layer in found)
