@@ -42,6 +42,8 @@ KNOWN = (
     "share_closer_evaluator",
     "near_duplicates",
     "kes",
+    "lpips_alex_min_train",
+    "lpips_vgg_min_train",
     "attack_acc1_variance_kedmi",
     "precision_nearest_k3",
 )

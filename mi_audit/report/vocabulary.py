@@ -53,6 +53,12 @@ METRICS: Mapping[str, tuple[str, str, str]] = {
         "the same in evaluator features; compare it with the control, not with 50%",
     ),
     "kes": ("Knowledge extraction score", "KES", "accuracy on real images of a student taught by the reconstructions"),
+    "lpips_alex_min_train": (
+        "LPIPS, AlexNet",
+        "LPIPS",
+        "perceptual distance to the nearest private image of the class",
+    ),
+    "lpips_vgg_min_train": ("LPIPS, VGG", "LPIPS (VGG)", "the same in VGG-16; the two cannot be compared"),
     "kid": ("KID", "KID", "unbiased kernel distance to the private images, as a set, in Inception features"),
     "kid_evaluator": ("KID in evaluator features", "KID", "unbiased kernel distance to the private images, as a set"),
     "diversity_1cos": ("Diversity within a class", "diversity", "mean pairwise 1 - cosine of one class's pictures"),
