@@ -121,9 +121,14 @@ def audit_models(
     papers = [attack.paper for attack in builds.values()] + [registry.priors()[name].paper for name in priors]
     return AuditReport(
         id=digest(
-            "audit", [*ids, *leaky_ids], court.facts.sha256, scene.plan.metrics, scene.plan.controls,
-            sha256_of(verifier), scene.plan.declared_accuracy,
-        ),  # fmt: skip
+            "audit",
+            [*ids, *leaky_ids],
+            court.facts.sha256,
+            scene.plan.metrics,
+            scene.plan.controls,
+            sha256_of(verifier),
+            scene.plan.declared_accuracy,
+        ),
         tool=tool_versions(),
         device=scene.device,
         command=scene.plan.command,

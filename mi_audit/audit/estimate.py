@@ -12,6 +12,7 @@ from mi_audit.audit.defend import defend_recipe
 from mi_audit.audit.fitting import cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.positive import is_wanted
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.runner import default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
@@ -51,8 +52,9 @@ def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Est
         private, attacked = whole(scene.splits), attacked_classes(scene)
         sides = 2 if kind == "defend" else 1  # the undefended twin and the defended model
         attacks = list(_attacks(scene, len(attacked) * plan.seeds * sides))
-        jobs = len(attacks) * -(-len(attacked) // plan.chunk) * plan.seeds * sides
-        parts = [*_priors(scene), *_trainings(scene, kind), *attacks]
+        again = [(f"positive control, {what}", spent / sides) for what, spent in attacks] if is_wanted(plan) else []
+        jobs = (len(attacks) * sides + len(again)) * -(-len(attacked) // plan.chunk) * plan.seeds
+        parts = [*_priors(scene), *_trainings(scene, kind), *attacks, *again]
         seconds = round(sum(spent for _, spent in parts), 1)
         net = scene.model.classifier
         rows = (

@@ -84,9 +84,7 @@ def leaky_model(scene: Scene) -> LoadedModel:
     typical = train.images(medoids(copies, train.labels, len(train.classes)))
     net = NearestTemplate(typical)
     classifier = Classifier(net, size=train.size, channels=train.channels, mean=(0.0,), std=(1.0,)).to(scene.device)
-    return LoadedModel(
-        classifier, "made by mi-audit", ARCH, hash_weights(net.state_dict()), class_names=train.classes
-    )
+    return LoadedModel(classifier, "made by mi-audit", ARCH, hash_weights(net.state_dict()), class_names=train.classes)
 
 
 def suite_works(results: Sequence[AttackResult], attacked: Sequence[int]) -> ValidityFlag:
