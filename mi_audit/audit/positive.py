@@ -14,7 +14,7 @@ from mi_audit.audit.runner import BATCH, Contender, Runner, contender
 from mi_audit.audit.scene import Scene
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
-from mi_audit.core.report import POSITIVE, AttackResult
+from mi_audit.core.report import POSITIVE, AttackResult, Measurement
 from mi_audit.core.verdict import ValidityFlag
 from mi_audit.nn import exact
 from mi_audit.nn.classifier import Classifier
@@ -96,17 +96,20 @@ def suite_works(results: Sequence[AttackResult], attacked: Sequence[int]) -> Val
     """
     if not results:
         return ValidityFlag(id=ID, passed=None, detail="not run", clears="give --positive-control")
-    name = EXPOSURE if any(map(is_measured, results)) else ACCURACY
-    found = [one for result in results if (one := result.measurement(name)) is not None and one.value is not None]
+    judged = EXPOSURE if any(map(is_measured, results)) else ACCURACY
+    measured = {result.name.rpartition(":")[2]: result.measurement(judged) for result in results}
+    found = {name: one for name, one in measured.items() if one is not None and one.value is not None}
     if not found and not any(result.failed for result in results):
         asked = "measure exposure or attack-accuracy, too"
         return ValidityFlag(id=ID, passed=None, detail="not judged: no metric says who was recognised", clears=asked)
-    broken = {row.label for one in found for row in one.per_class if row.value >= RECOGNISED} & set(attacked)
+    by_attack = {name: _recognised(one).intersection(attacked) for name, one in found.items()}
+    broken = {label for labels in by_attack.values() for label in labels}
     least = exact.lower_share(len(broken), len(attacked))
-    judge = "verifier" if name == EXPOSURE else "evaluator"
+    shares = ", ".join(f"{name} {len(labels)}" for name, labels in by_attack.items())
     detail = (
-        f"of a model that leaks on purpose the attacks expose {len(broken)} of {len(attacked)} people to the {judge}: "
-        f"with 95 % confidence at least {least:.1%} of them, {LEAST:.0%} are needed"
+        f"of a model that leaks on purpose the attacks expose {len(broken)} of {len(attacked)} people to the "
+        f"{'verifier' if judged == EXPOSURE else 'evaluator'}{f' ({shares})' if shares else ''}: with 95 % confidence "
+        f"at least {least:.1%}, {LEAST:.0%} are needed"
     )
     few = f"attack at least {FEWEST} people; " if len(attacked) < FEWEST else ""
     clears = (
@@ -114,3 +117,7 @@ def suite_works(results: Sequence[AttackResult], attacked: Sequence[int]) -> Val
         "or restarts, or a verifier that recognises more people"
     )
     return ValidityFlag(id=ID, passed=least >= LEAST, detail=detail, clears="" if least >= LEAST else clears)
+
+
+def _recognised(found: Measurement) -> frozenset[int]:
+    return frozenset(row.label for row in found.per_class if row.value >= RECOGNISED)

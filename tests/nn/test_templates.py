@@ -28,7 +28,7 @@ def test_every_size_of_the_pyramid_weighs_the_same():
 
 
 def test_logits_are_as_solved_by_hand():
-    # Shades 0, 0.5, 1: squared distances 0.25, 0.25, 1, so D = 0.5 and h = 0.05; three classes, so s = log(19 * 2) / log 11.
+    # Shades 0, 0.5, 1: squared distances 0.25, 0.25, 1, so D = 0.5 and h = 0.05; three classes: s = log(38) / log(11).
     net = NearestTemplate(flat(0.0, 0.5, 1.0))
     scale = math.log(0.95 / 0.05 * 2) / math.log(11)
     wanted = [scale * (math.log(11) - math.log1p(d / 0.05)) for d in (0.01, 0.16, 0.81)]
