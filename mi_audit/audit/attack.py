@@ -8,9 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 from mi_audit import __version__
-from mi_audit.audit import registry
+from mi_audit.audit import positive, registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
+from mi_audit.audit.declared import reproduced
 from mi_audit.audit.exposed import NAME, drawing_order
 from mi_audit.audit.fitting import FittedPrior, fit_prior
 from mi_audit.audit.gate import judge as judge_rules
@@ -117,7 +118,7 @@ def audit_models(
     """
     planned = attacked_classes(scene)
     if not people and stops_early(scene.plan):
-        sketch = replace(scene, plan=replace(scene.plan, metrics=(NAME,), images="none"))
+        sketch = replace(scene, plan=replace(scene.plan, metrics=(NAME,), images="none", positive_control=False))
         people = enough_people(
             drawing_order(planned, next(facts for _, facts in targets.values()).sha256),
             scene.plan.chunk,
@@ -142,12 +143,23 @@ def _audit(
     gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
     runner = Runner(scene, targets, gallery, attacked, folder)
     results, ids, priors = run_all(runner, builds)
-    flags = check(scene, targets, attacked, results, builds, verifier.facts)
+    leaky, leaky_ids = positive.controls(runner, builds)
+    accuracy = reproduced([facts for _, facts in targets.values()], scene.plan.declared_accuracy)
+    checks = check(scene, targets, attacked, results, builds, verifier.facts)
+    flags = (accuracy, positive.suite_works(leaky, attacked), *checks)
     used = [prior for fitted in priors.values() for prior in fitted.values()]
     private, public = scene.data_facts()
     papers = [attack.paper for attack in builds.values()] + [registry.priors()[name].paper for name in priors]
     return AuditReport(
-        id=digest("audit", ids, court.facts.sha256, scene.plan.metrics, scene.plan.controls, sha256_of(verifier)),
+        id=digest(
+            "audit",
+            [*ids, *leaky_ids],
+            court.facts.sha256,
+            scene.plan.metrics,
+            scene.plan.controls,
+            sha256_of(verifier),
+            scene.plan.declared_accuracy,
+        ),
         tool=tool_versions(),
         device=scene.device,
         command=scene.plan.command,
@@ -160,7 +172,7 @@ def _audit(
         priors=tuple({prior.facts.sha256: prior.facts for prior in used}.values()),
         classes=scene.splits.train.classes,
         attacked=tuple(sorted(attacked)),
-        attacks=tuple(results),
+        attacks=(*results, *leaky),
         warnings=tuple(scene.warnings),
         limits=LIMITS,
         papers=tuple(dict.fromkeys(str(paper) for paper in papers)),

@@ -105,6 +105,7 @@ def trained(
             "init": init,
             "seed": seed,
             "val_accuracy": val,
+            "test_accuracy": accuracy(model.classifier, scene.splits.test, scene.device).value,
             "adaptive_attack": "" if defense is None else defense.adaptive,
         }
         save_model(file, model, {"defense": manifest})

@@ -12,6 +12,7 @@ from mi_audit.audit.defend import defend_recipe
 from mi_audit.audit.fitting import cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.positive import is_wanted
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.runner import default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
@@ -51,9 +52,13 @@ def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Est
     with open_scene(plan, kind, progress or Silent(), dry=True) as scene:
         private, attacked = whole(scene.splits), attacked_classes(scene)
         sides = 2 if kind == "defend" else 1  # the undefended twin and the defended model
-        attacks = list(_attacks(scene, len(attacked) * plan.seeds * sides))
-        jobs = len(attacks) * -(-len(attacked) // plan.chunk) * plan.seeds * sides
-        parts = [*_priors(scene), *_trainings(scene, kind), *attacks]
+        models = sides + is_wanted(plan)  # both sides share the leaky one
+        jobs = len(build_attacks(plan)) * models * -(-len(attacked) // plan.chunk) * plan.seeds
+        parts = [
+            *_priors(scene),
+            *_trainings(scene, kind),
+            *_attacks(scene, len(attacked) * plan.seeds * sides, len(attacked) * plan.seeds * is_wanted(plan)),
+        ]
         seconds = round(sum(spent for _, spent in parts), 1)
         net = scene.model.classifier
         rows = (
@@ -114,10 +119,14 @@ def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
         yield f"prior {name}, {steps:,} steps (once)", steps * per_step
 
 
-def _attacks(scene: Scene, latents: int) -> Iterator[tuple[str, float]]:
+def _attacks(scene: Scene, runs: int, leaky: int) -> Iterator[tuple[str, float]]:
+    """Every attack on `runs` classes, and on `leaky` classes of the leaky model, which is taken to be as fast."""
     for name, attack in build_attacks(scene.plan).items():
-        steps = attack.sample_steps * latents
-        yield f"attack {name}, {steps:,} image-steps", steps * _step_seconds(scene, _fit_shortly(scene, attack.prior))
+        seconds = _step_seconds(scene, _fit_shortly(scene, attack.prior))
+        for what, classes in ((f"attack {name}", runs), (f"positive control {name}", leaky)):
+            if classes:
+                steps = attack.sample_steps * classes
+                yield f"{what}, {steps:,} image-steps", steps * seconds
 
 
 def _fit_shortly(scene: Scene, name: str) -> Prior:

@@ -36,8 +36,8 @@ def exposed_by_attacks(report: AuditReport) -> Identities:
 
 
 def exposed_by_controls(report: AuditReport) -> dict[str, Identities]:
-    """The identities that each control, which never saw them, exposes; only controls that measured it."""
-    measured = [a for a in report.attacks if a.role == "control" and is_measured(a)]
+    """The identities that each control without a leak exposes; only controls that measured it."""
+    measured = [a for a in report.attacks if a.floor and is_measured(a)]
     return {control.name: exposed_by([control], report) for control in measured}
 
 

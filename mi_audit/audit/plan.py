@@ -122,11 +122,13 @@ class Plan:
         convert_color: Turn grey pictures into RGB and back instead of refusing the mismatch.
         attacks, metrics: What to run; metrics empty means all but the expensive and unusual.
         classes: `all`, `0-4`, `0,3,7` or `random:50`.
-        profile: `quick` fits two cores, `standard` is the published setting, `thorough` more of it.
+        profile: `quick` fits two cores, `standard` is the published setting, `thorough` adds the positive control.
         seed, seeds: First seed and number of them.
         evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
         verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
         controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`.
+        positive_control: Attack a model that leaks on purpose as well; None does so under the profile `thorough`.
+        declared_accuracy: Test accuracy of the model according to its owner, a share; None is not declared.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
@@ -156,6 +158,8 @@ class Plan:
     evaluator_epochs: int | None = None
     verifier: str = "auto"
     controls: tuple[str, ...] = ("random", "permuted")
+    positive_control: bool | None = None
+    declared_accuracy: float | None = None
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from mi_audit.audit.settings_gate import BaselineTable, DecisionTable, Rules, WaiverTable
-from mi_audit.audit.settings_kinds import Count, Numbers, Rate, Table, Whole, Words
+from mi_audit.audit.settings_kinds import Count, Numbers, Portion, Rate, Table, Whole, Words
 
 Open = Mapping[str, Mapping[str, object]]
 
@@ -98,6 +98,16 @@ class RunTable(Table):
     controls: Words = Field(
         default=("random", "permuted"),
         description="floors to compare with: random pictures, permuted labels, an untrained model",
+    )
+    positive_control: bool | None = Field(
+        default=None,
+        description="attack a model that leaks on purpose, too: it must succeed; on in the profile thorough",
+        examples=[True],
+    )
+    declared_accuracy: Portion | None = Field(
+        default=None,
+        description="test accuracy that the owner declares, a share; the measured one must be within two points",
+        examples=[0.86],
     )
     prior_profile: Literal["quick", "standard"] | None = Field(
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]

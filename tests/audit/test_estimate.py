@@ -30,6 +30,16 @@ def test_an_attack_is_scaled_up_from_a_probe(digits: Path, cache: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_the_positive_control_takes_as_long_as_the_attacks_on_one_model(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", tmp_path / "cache"), batch_size=4, positive_control=True)
+    found = estimate(plan, "attack")
+    assert found.jobs == 2 * 2 * 2 * 2
+    assert row(found, "positive control gmi, 48 image-steps") == row(found, "attack gmi, 48 image-steps")
+    both = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), positive_control=True), "defend")
+    assert both.jobs == 2 * 2 * 3  # attacks, classes; undefended, defended, and leaky once for both
+    assert row(both, "attack gmi, 48 image-steps") and row(both, "positive control gmi, 24 image-steps")
+
+
 def test_a_defense_trains_and_attacks_two_models_per_seed(cache: Path, tmp_path: Path):
     found = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), seeds=3), "defend")
     assert found.jobs == 2 * 2 * 3 * 2
