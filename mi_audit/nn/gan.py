@@ -58,7 +58,7 @@ def published(size: int, channels: int) -> Networks:
     Raises:
         ConfigError: No such network for that size or number of channels.
     """
-    widths = _widths(size, channels, 64)
+    widths = channel_widths(size, channels, 64)
     up: list[nn.Module] = [nn.Linear(100, widths[0] * 16, bias=False), nn.BatchNorm1d(widths[0] * 16), nn.ReLU()]
     up.append(nn.Unflatten(1, (widths[0], 4, 4)))
     for wide, narrow in pairwise(widths):
@@ -83,7 +83,7 @@ def light(size: int, channels: int, width: int = 48) -> Networks:
     Raises:
         ConfigError: No such network for that size or number of channels.
     """
-    widths = _widths(size, channels, width)
+    widths = channel_widths(size, channels, width)
     up: list[nn.Module] = [nn.Unflatten(1, (128, 1, 1)), nn.ConvTranspose2d(128, widths[0], 4, bias=False)]
     for wide, narrow in pairwise(widths):
         up += [nn.BatchNorm2d(wide), nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, 2, 1, bias=False)]
@@ -97,7 +97,7 @@ def light(size: int, channels: int, width: int = 48) -> Networks:
     return Networks(_start(nn.Sequential(*up)), _start_unnormalised(nn.Sequential(*down)), 128)
 
 
-def _widths(size: int, channels: int, width: int) -> list[int]:
+def channel_widths(size: int, channels: int, width: int) -> list[int]:
     """Channels of the maps of 4x4, 8x8, ..., half the image size."""
     if size not in SIZES or channels not in (1, 3):
         raise ConfigError(
