@@ -1,5 +1,6 @@
 """Generators and critics for square images of 32, 64 or 128 pixels, grey or RGB, in [0, 1]."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -95,6 +96,29 @@ def light(size: int, channels: int, width: int = 48) -> Networks:
     down += [MinibatchStdDev(), nn.Conv2d(widths[0] + 1, 256, 3, padding=1), nn.LeakyReLU(0.2)]
     down += [nn.Flatten(), nn.Linear(256 * 16, 1), nn.Flatten(0)]
     return Networks(_start(nn.Sequential(*up)), _start_unnormalised(nn.Sequential(*down)), 128)
+
+
+def packed(**networks: nn.Module) -> dict[str, Tensor]:
+    """The weights of named networks in one table, on the CPU."""
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, network in networks.items()
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def unpack(weights: Mapping[str, Tensor], device: str, **networks: nn.Module) -> None:
+    """Load named networks from a table of `packed`; they are frozen, in eval mode and on `device` from here on."""
+    for part, network in networks.items():
+        prefix = f"{part}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        network.load_state_dict(own)
+        network.to(device).eval().requires_grad_(False)
+
+
+def count_weights(network: nn.Module) -> int:
+    """Trainable numbers of a network."""
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def channel_widths(size: int, channels: int, width: int) -> list[int]:

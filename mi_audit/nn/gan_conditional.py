@@ -100,14 +100,13 @@ class ProjectionCritic(nn.Module):
 
     def __init__(self, body: nn.Module, features: int, classes: int) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.classes = body, classes
         self.linear = _normed(nn.Linear(features, 1), gain=1.0)
         self.embedding = _normed(nn.Linear(classes, features, bias=False), gain=1.0)  # of one-hot labels
 
     def forward(self, images: Images, labels: Labels) -> PerSample:
         summed = self.body(images).sum(dim=(2, 3))
-        classes = self.embedding.weight.shape[1]
-        named = self.embedding(F.one_hot(labels, classes).to(summed.dtype))
+        named = self.embedding(F.one_hot(labels, self.classes).to(summed.dtype))
         return self.linear(summed).squeeze(1) + (named * summed).sum(dim=1)
 
 
