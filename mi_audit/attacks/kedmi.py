@@ -47,7 +47,7 @@ class KEDMI(Attack[WhiteBoxTarget, CriticPrior]):
         url="https://arxiv.org/abs/2010.04092",
     )
     smoke: ClassVar = {"steps": 60, "samples": 2, "lr": 0.1}
-    quick: ClassVar = {"steps": 300}
+    quick: ClassVar = {"steps": 1500}
     prior: ClassVar = "kedmi-gan"
     cost: ClassVar = "480 steps through generator, critic and target (2400 per class, for 5 images); a prior per target"
     deviations: ClassVar = (

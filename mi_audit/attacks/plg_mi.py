@@ -46,7 +46,7 @@ class PLGMI(Attack[WhiteBoxTarget, ConditionalPrior]):
         venue="AAAI 2023",
         url="https://arxiv.org/abs/2302.09814",
     )
-    smoke: ClassVar = {"steps": 30, "restarts": 2}
+    smoke: ClassVar = {"steps": 40, "restarts": 2, "flip": 0.0}
     quick: ClassVar = {"steps": 120, "flip": 0.0}
     prior: ClassVar = "plg-cgan"
     cost: ClassVar = "600 steps through the generator, 1200 through the target; a prior per target"

@@ -14,6 +14,7 @@ from mi_audit.nn.gan import Networks, channel_widths
 LATENT = 128
 WIDEST = 1024  # channels of the published networks
 Maps = Float[Tensor, "b c h w"]
+Grown = Float[Tensor, "b d i j"]  # other maps of the same images
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -41,7 +42,7 @@ class _Residual(nn.Module):
         self.grow, self.refine = nn.Conv2d(wide, narrow, 3, padding=1), nn.Conv2d(narrow, narrow, 3, padding=1)
         self.skip = nn.Conv2d(wide, narrow, 1)
 
-    def forward(self, maps: Maps, labels: Labels) -> Maps:
+    def forward(self, maps: Maps, labels: Labels) -> Grown:
         grown = self.grow(_doubled(self.first(maps, labels).relu()))
         return self.skip(_doubled(maps)) + self.refine(self.second(grown, labels).relu())
 
@@ -54,7 +55,7 @@ class _Plain(nn.Module):
         self.norm = ConditionalBatchNorm(wide, classes)
         self.grow = nn.ConvTranspose2d(wide, narrow, 4, 2, 1, bias=False)
 
-    def forward(self, maps: Maps, labels: Labels) -> Maps:
+    def forward(self, maps: Maps, labels: Labels) -> Grown:
         return self.grow(self.norm(maps, labels).relu())
 
 
@@ -84,7 +85,7 @@ class _Down(nn.Module):
         )
         self.skip, self.first = _normed(nn.Conv2d(before, after, 1), gain=1.0), first
 
-    def forward(self, maps: Maps) -> Maps:
+    def forward(self, maps: Maps) -> Grown:
         inner = self.two(self.one(maps if self.first else maps.relu()).relu())
         return F.avg_pool2d(inner, 2) + self.skip(F.avg_pool2d(maps, 2))
 
@@ -161,5 +162,5 @@ def _normed(layer: nn.Linear | nn.Conv2d, gain: float = 2**0.5) -> nn.Module:
     return spectral_norm(layer)
 
 
-def _doubled(maps: Maps) -> Maps:
+def _doubled(maps: Maps) -> Grown:
     return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)

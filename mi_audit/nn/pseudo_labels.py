@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mi_audit.core.types import Labels, Scores
+from mi_audit.core.types import Scores
 
 
-def top_n(scores: Scores, count: int) -> tuple[Int[Tensor, " n"], Labels]:
+def top_n(scores: Scores, count: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """The `count` images that are surest of every class (PLG-MI, Sec. 3.2), surest first: their rows and labels.
 
     There are `count` rows per class, ordered by class; an image may serve several classes.

@@ -139,7 +139,7 @@ class PLGCGan(PriorRecipe):
 
     def planned_steps(self, images: int, size: int, channels: int) -> int:
         del images, channels
-        return self.steps or ((1200 if size <= 32 else 4600) if self.profile == "quick" else STEPS)
+        return self.steps or ((800 if size <= 32 else 4600) if self.profile == "quick" else STEPS)
 
     def shortened(self, steps: int) -> "PLGCGan":
         return replace(self, steps=steps)
