@@ -124,7 +124,7 @@ def test_the_target_is_asked_once_about_every_public_image_and_once_per_generate
 
 
 def test_the_margin_draws_generated_images_to_the_class():
-    recipe = smoke(steps=60, lr=2e-3, batch_size=16)
+    recipe = smoke(steps=60, lr=2e-2, batch_size=8)
     asked, labels = target(), torch.arange(4).repeat(8)
     noise = torch.randn(32, 129, generator=torch.Generator().manual_seed(1))
 
@@ -133,7 +133,7 @@ def test_the_margin_draws_generated_images_to_the_class():
         images = recipe.restore(weights, 32, 3, "cpu").decode_as(noise, labels)
         return asked.scores(images).gather(1, labels[:, None]).mean()
 
-    assert sureness(1000.0) > sureness(0.0) + 0.1
+    assert sureness(100.0) > sureness(0.0) + 0.1
 
 
 def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, monkeypatch):
