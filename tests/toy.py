@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.prior import CriticPrior, LatentSpace, StylePrior
+from mi_audit.core.prior import ConditionalPrior, CriticPrior, LatentSpace, StylePrior
 from mi_audit.core.target import TorchTarget
 
 
@@ -44,13 +44,17 @@ class ToySpace(LatentSpace):
         return latents.clamp(-3, 3)
 
 
-class ToyPrior(StylePrior, CriticPrior):
+class ToyPrior(StylePrior, CriticPrior, ConditionalPrior):
     """A latent with one number per quadrant; the critic likes images of mean brightness one quarter."""
 
     z = w = ToySpace()
 
     def realism(self, images: Tensor) -> Tensor:
         return -(images.mean(dim=(1, 2, 3)) - 0.25).square()
+
+    def decode_as(self, latents: Tensor, labels: Tensor) -> Tensor:
+        del labels
+        return self.z.decode(latents)
 
 
 def dataset(per_class: int = 6, size: int = 8, seed: int = 0) -> Dataset:

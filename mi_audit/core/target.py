@@ -1,5 +1,6 @@
 """The model under audit, as the attacker is allowed to see it."""
 
+import copy
 import enum
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -78,6 +79,10 @@ class WhiteBoxTarget(ScoreTarget):
     def features(self, images: Images) -> Features:
         """The input of the last linear layer, differentiable like `logits`."""
 
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A copy of the network, for an attacker who looks into it or changes it; what it is asked is not counted."""
+
 
 class TorchTarget(WhiteBoxTarget):
     """A target backed by a network; frozen and in eval mode from here on.
@@ -117,6 +122,9 @@ class TorchTarget(WhiteBoxTarget):
         finally:
             handle.remove()
         return caught[-1].flatten(1)
+
+    def network(self) -> nn.Module:
+        return copy.deepcopy(self._model)
 
 
 class LabelOnlyView(LabelOnlyTarget):

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -8,7 +9,9 @@ from torch import nn
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import DataError, Diverged
 from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
+from mi_audit.nn.adversarial_targeted import ConditionalHinge
 from mi_audit.nn.gan import MinibatchStdDev, Networks
+from mi_audit.nn.views import Chain
 from mi_audit.train.gan import GanSettings, fit, follow
 from tests import toy
 
@@ -194,6 +197,58 @@ def test_the_critic_sees_every_image_through_the_same_kind_of_distortion():
         assert black.any()
         assert not black.all()
     assert not any((images == 0).any() for images in shown(public, steps=1))
+
+
+class Conditional(nn.Module):
+    """Keeps the labels it is given beside its input, and hands the input to `inner`."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.labels = inner, []
+
+    def __deepcopy__(self, memo):
+        return Conditional(copy.deepcopy(self.inner, memo))
+
+    def forward(self, given, labels):
+        self.labels.append(labels.tolist())
+        return self.inner(given)
+
+
+def test_networks_that_know_classes_are_told_the_labels():
+    plain, public = networks(), toy.dataset()
+    start = Networks(Conditional(plain.generator), Conditional(plain.critic), 4, classes=4)
+    logits = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    objective = ConditionalHinge(logits=logits, fingerprint="f", view=Chain(()), critic_steps=1)
+    train(settings(objective, steps=3, batch_size=24), public=public, start=start)
+    asked, judged = start.generator.labels, start.critic.labels
+    assert len(asked) == 3 and {label for row in asked for label in row} == {0, 1, 2, 3}
+    assert judged[1::3] == judged[2::3] == asked  # generated images, for the critic and for the generator
+    assert all(sorted(row) == public.labels.tolist() for row in judged[::3])
+
+
+def test_further_batches_are_drawn_independently_and_labels_follow_their_images():
+    pixels = torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 8, 8)
+    public, seen = replace(toy.dataset(), pixels=pixels), []
+
+    class Watching(NonSaturatingR1):
+        real_batches = 3
+
+        def critic_objective(self, judge, round):
+            seen.append(round)
+            return super().critic_objective(judge, round)
+
+    train(settings(Watching(), steps=3), public=public)
+    for round in seen:
+        first, *more = ((batch[:, 0, 0, 0] * 255).round().long() for batch in (round.seen_real, *round.more_real))
+        assert torch.equal(first, round.rows) and torch.equal(round.labels, public.labels[first])
+        assert len({tuple(rows.tolist()) for rows in (first, *more)}) == 3
+    assert len({row for round in seen for row in round.rows.tolist()}) == 24
+
+
+def test_dither_fills_the_steps_of_8_bit_and_stays_in_range():
+    white = replace(toy.dataset(), pixels=torch.full((24, 3, 8, 8), 255, dtype=torch.uint8))
+    real = torch.cat(shown(white, steps=3, dither=1 / 256)[::3])
+    assert real.max() <= 1 and 1 - 1 / 256 <= real.min() < 1 - 0.9 / 256
 
 
 def test_the_penalty_reaches_the_critic():
