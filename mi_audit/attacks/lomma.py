@@ -125,7 +125,7 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         else:
             gaussian = GaussianLatent(space.width, bound=self.clip)
             descent = replace(descent, optimiser=Adam(self.lr), sample=gaussian.sample, constraint=lambda wide: wide)
-            start = gaussian.start(torch.zeros(len(classes), space.width, device=classes.device), SIGMA)
+            start = gaussian.start(space.draw(torch.zeros(len(classes), space.width, device=classes.device)), SIGMA)
             found = descent.search(start, classes, run.streams(classes, torch.zeros_like(classes)), run)
             latents = gaussian.sample(found.latents.repeat_interleave(self.restarts, dim=0), streams, self.steps)
 
