@@ -9,7 +9,7 @@ import torch
 from mi_audit.audit import registry
 from mi_audit.core.run import Run
 from mi_audit.core.target import TorchTarget, restricted
-from tests.toy import ToyPrior, classifier, target
+from tests.toy import classifier, prior_for, target
 
 ATTACKS = registry.attacks()
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
@@ -17,14 +17,15 @@ every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 def reconstruct(attack, toy=None, run=None, classes=(0, 1, 2, 3)):
     view = restricted(toy or target(), attack.threat_model()[0].access)
-    return attack(**attack.smoke).run(view, ToyPrior(), torch.tensor(classes), run or Run())
+    return attack(**attack.smoke).run(view, prior_for(attack), torch.tensor(classes), run or Run())
 
 
 @every_attack
 def test_an_attack_states_its_source_cost_and_prior(attack):
     assert attack.paper.url.startswith("https://")
     assert attack.cost and isinstance(attack.deviations, tuple) and attack.version >= 1
-    assert attack.prior in registry.priors()
+    assert attack().recipes[0] == attack.prior
+    assert set(attack().recipes) <= set(registry.priors())
 
 
 @every_attack

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.prior import ConditionalPrior, CriticPrior, LatentSpace, StylePrior
+from mi_audit.core.prior import (
+    AssistedPrior,
+    ConditionalPrior,
+    CriticPrior,
+    LatentSpace,
+    Prior,
+    StylePrior,
+    Surrogates,
+)
 from mi_audit.core.target import TorchTarget
 
 
@@ -55,6 +63,22 @@ class ToyPrior(StylePrior, CriticPrior, ConditionalPrior):
     def decode_as(self, latents: Tensor, labels: Tensor) -> Tensor:
         del labels
         return self.z.decode(latents)
+
+
+def surrogates(*networks: nn.Module) -> Surrogates:
+    """The given networks, or one that is half as sure as the target; features are the pixels of the quadrants."""
+    with torch.random.fork_rng():
+        half = classifier()
+    half[1].weight.data.div_(2)
+    students = tuple(network.eval().requires_grad_(False) for network in networks or (half,))
+    pixels = prototypes().flatten(1)
+    return Surrogates(students, pixels.mean(dim=0), pixels.std(dim=0))
+
+
+def prior_for(attack: type) -> Prior:
+    """What the threat model of the attack asks for."""
+    assisted = attack.threat_model()[1] is AssistedPrior
+    return AssistedPrior(ToyPrior(), surrogates()) if assisted else ToyPrior()
 
 
 def dataset(per_class: int = 6, size: int = 8, seed: int = 0) -> Dataset:

@@ -8,7 +8,7 @@ import torch
 
 from mi_audit.audit.exposed import NAME as EXPOSURE
 from mi_audit.audit.exposed import is_measured
-from mi_audit.audit.fitting import fit_prior
+from mi_audit.audit.fitting import Fitted, knowledge
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.runner import BATCH, Contender, Runner, contender
 from mi_audit.audit.scene import Scene
@@ -46,11 +46,12 @@ def controls(runner: Runner, builds: Mapping[str, Attack[Any, Any]]) -> tuple[tu
         return (), []
     model, seeds = leaky_model(scene), tuple(runner.targets)
     leaky = replace(runner, targets={seed: (model, facts) for seed, (_, facts) in runner.targets.items()})
+    fitted: dict[str, dict[int, Fitted]] = {}
     results: list[AttackResult] = []
     ids: list[str] = []
     for name, attack in builds.items():
-        fitted = dict.fromkeys(seeds, fit_prior(attack.prior, scene, model))
-        found, jobs = leaky.measured(positive_control(name, attack, seeds), fitted)
+        known = knowledge(scene, attack, dict.fromkeys(seeds, model), fitted)
+        found, jobs = leaky.measured(positive_control(name, attack, seeds), known)
         results += found
         ids += jobs
     scene.progress.note(f"positive control: {suite_works(results, runner.attacked).detail}")

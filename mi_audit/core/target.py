@@ -83,6 +83,10 @@ class WhiteBoxTarget(ScoreTarget):
     def network(self) -> nn.Module:
         """A copy of the network, for an attacker who looks into it or changes it; what it is asked is not counted."""
 
+    @abstractmethod
+    def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
+        """Both in one pass, counted once."""
+
 
 class TorchTarget(WhiteBoxTarget):
     """A target backed by a network; frozen and in eval mode from here on.
@@ -114,14 +118,17 @@ class TorchTarget(WhiteBoxTarget):
         return self._model(images)
 
     def features(self, images: Images) -> Features:
+        return self.logits_and_features(images)[1]
+
+    def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
         self.ledger.charge(Access.WHITE_BOX, len(images))
         caught: list[torch.Tensor] = []
         handle = self._head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
         try:
-            self._model(images)
+            logits = self._model(images)
         finally:
             handle.remove()
-        return caught[-1].flatten(1)
+        return logits, caught[-1].flatten(1)
 
     def network(self) -> nn.Module:
         return copy.deepcopy(self._model)
