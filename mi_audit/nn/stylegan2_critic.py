@@ -26,15 +26,15 @@ class ScaledConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.scale, self.half, self.down = 1 / math.sqrt(inputs * size**2), size // 2, down
+        self.scale, self.reach, self.down = 1 / math.sqrt(inputs * size**2), size // 2, down
 
     def forward(self, maps: Maps) -> Maps:
         weight = self.weight * self.scale
         if not self.down:
-            return F.conv2d(maps, weight, self.bias, padding=self.half)
-        if self.half == 0:  # filtering at the smaller size only is the same sum
+            return F.conv2d(maps, weight, self.bias, padding=self.reach)
+        if self.reach == 0:  # filtering at the smaller size only is the same sum
             return F.conv2d(low_pass(maps, pad=1, stride=2), weight, self.bias)
-        return F.conv2d(low_pass(maps, pad=self.half + 1), weight, self.bias, stride=2)
+        return F.conv2d(low_pass(maps, pad=self.reach + 1), weight, self.bias, stride=2)
 
 
 class HalvingBlock(nn.Module):
