@@ -14,11 +14,15 @@ WIDEST = 512  # channels of the published networks at 4x4; larger images add lay
 
 
 class Networks(NamedTuple):
-    """A generator of `latent` standard normal numbers, and its critic: images to one score each."""
+    """A generator of `latent` standard normal numbers, and its critic: images to one score each.
+
+    With `classes` above 0, both take the label of each image as their second input.
+    """
 
     generator: nn.Module
     critic: nn.Module
     latent: int
+    classes: int = 0
 
 
 class MinibatchStdDev(nn.Module):
