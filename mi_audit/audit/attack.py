@@ -11,7 +11,7 @@ from mi_audit import __version__
 from mi_audit.audit import registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
-from mi_audit.audit.fitting import FittedPrior, fit_prior
+from mi_audit.audit.fitting import Fitted, Knowledge, assemble, fit_recipe
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
 from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
@@ -24,6 +24,7 @@ from mi_audit.audit.validity import check
 from mi_audit.audit.verifier import Verifier, load_verifier
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.prior import Prior
 from mi_audit.core.report import AttackResult, AuditReport, Comparison, ModelFacts, Verdict
 from mi_audit.store.files import digest
 from mi_audit.store.results import read_result, write_result
@@ -140,42 +141,49 @@ def audit_models(
 
 def run_all(
     runner: Runner, builds: Mapping[str, Attack[Any, Any]]
-) -> tuple[tuple[AttackResult, ...], list[str], dict[str, dict[int, FittedPrior]]]:
-    """Every attack and every control of the plan: results, attacks first; ids of the jobs; priors by name and seed."""
+) -> tuple[tuple[AttackResult, ...], list[str], dict[str, dict[int, Fitted]]]:
+    """Every attack and every control of the plan: results, attacks first; ids of the jobs; what was fitted, by seed."""
     scene, targets = runner.scene, runner.targets
     kinds = chosen(scene.plan.controls)
     seeds = tuple(targets)
     permutation = derangement(runner.attacked, scene.splits.train.fingerprint) if "permuted" in kinds else None
-    priors: dict[str, dict[int, FittedPrior]] = {}
+    priors: dict[str, dict[int, Fitted]] = {}
     attacks: list[AttackResult] = []
     permuted: list[AttackResult] = []
     others: list[AttackResult] = []
     ids: list[str] = []
     for name, attack in builds.items():
-        if attack.prior not in priors:
-            priors[attack.prior] = fitted_priors(scene, attack.prior, targets)
-        (result, *floors), jobs = runner.measured(contender(name, attack, seeds), priors[attack.prior], permutation)
+        known = knowledge(scene, attack, targets, priors)
+        (result, *floors), jobs = runner.measured(contender(name, attack, seeds), known, permutation)
         attacks.append(result)
         permuted += floors
         ids += jobs
     if "random" in kinds:
         for name, fitted in priors.items():
-            found, jobs = runner.measured(random_control(name, seeds), fitted)
-            others += found
-            ids += jobs
+            if isinstance(fitted[seeds[0]].made, Prior):
+                alone = {seed: assemble([one]) for seed, one in fitted.items()}
+                found, jobs = runner.measured(random_control(name, seeds), alone)
+                others += found
+                ids += jobs
     if "untrained" in kinds:
         blank = replace(runner, targets={seed: (untrained(model, seed), f) for seed, (model, f) in targets.items()})
+        asked: dict[str, dict[int, Fitted]] = {}
         for name, attack in builds.items():
-            fitted = fitted_priors(scene, attack.prior, blank.targets)
-            found, jobs = blank.measured(untrained_control(name, attack, seeds), fitted)
+            known = knowledge(scene, attack, blank.targets, asked)
+            found, jobs = blank.measured(untrained_control(name, attack, seeds), known)
             others += found
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors
 
 
-def fitted_priors(scene: Scene, name: str, targets: Targets) -> dict[int, FittedPrior]:
-    """The prior called `name` for the model of every seed."""
-    return {seed: fit_prior(name, scene, model) for seed, (model, _) in targets.items()}
+def knowledge(
+    scene: Scene, attack: Attack[Any, Any], targets: Targets, fitted: dict[str, dict[int, Fitted]]
+) -> dict[int, Knowledge]:
+    """What the attack is handed for the model of every seed; fits what is not in `fitted` yet and adds it there."""
+    for name in attack.recipes:
+        if name not in fitted:
+            fitted[name] = {seed: fit_recipe(name, scene, model) for seed, (model, _) in targets.items()}
+    return {seed: assemble([fitted[name][seed] for name in attack.recipes]) for seed in targets}
 
 
 def sha256_of(verifier: Verifier) -> str:

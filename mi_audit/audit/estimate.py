@@ -9,7 +9,7 @@ import torch
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
 from mi_audit.audit.defend import defend_recipe
-from mi_audit.audit.fitting import cache_file, profile_settings
+from mi_audit.audit.fitting import Fitted, assemble, cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
@@ -17,7 +17,8 @@ from mi_audit.audit.runner import default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.audit.verifier import verifier_lesson
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.prior import Prior
+from mi_audit.core.prior import AssistedPrior, Prior
+from mi_audit.core.report import PriorFacts
 from mi_audit.store.targets import new_model
 from mi_audit.train.classifier import Recipe, fit
 
@@ -96,7 +97,7 @@ def _training_seconds(scene: Scene, arch: str, recipe: Recipe, data: Dataset | N
 
 
 def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
-    for name in dict.fromkeys(attack.prior for attack in build_attacks(scene.plan).values()):
+    for name in dict.fromkeys(name for attack in build_attacks(scene.plan).values() for name in attack.recipes):
         method = registry.pick("prior", registry.priors(), name)
         recipe = registry.build("prior", method, name, profile_settings(name, method, scene.plan))
         if cache_file(scene.cache, name, recipe, scene.public, scene.size, scene.model).is_file():
@@ -112,28 +113,33 @@ def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
 def _attacks(scene: Scene, latents: int) -> Iterator[tuple[str, float]]:
     for name, attack in build_attacks(scene.plan).items():
         steps = attack.sample_steps * latents
-        yield f"attack {name}, {steps:,} image-steps", steps * _step_seconds(scene, _fit_shortly(scene, attack.prior))
+        known = assemble([_fit_shortly(scene, recipe) for recipe in attack.recipes])
+        yield f"attack {name}, {steps:,} image-steps", steps * _step_seconds(scene, known.prior)
 
 
-def _fit_shortly(scene: Scene, name: str) -> Prior:
-    """A prior of the right size after a few training steps: as fast as a good one."""
+def _fit_shortly(scene: Scene, name: str) -> Fitted:
+    """A prior or surrogates of the right size after a few training steps: as fast as good ones."""
     method = registry.pick("prior", registry.priors(), name)
     recipe = registry.build("prior", method, name, profile_settings(name, method, scene.plan))
     target = scene.model.target() if recipe.needs_target else None
     weights = recipe.shortened(PROBE_STEPS).fit(scene.public, target, 0, scene.device, _ignore)
-    return recipe.restore(weights, scene.size, scene.public.channels, scene.device)
+    made = recipe.restore(weights, scene.size, scene.public.channels, scene.device)
+    return Fitted(name, made, PriorFacts(name=name, sha256="", settings={}))
 
 
 def _step_seconds(scene: Scene, prior: Prior) -> float:
-    """Time of one latent through generator and target, forward and backward."""
+    """Time of one latent through generator, target and surrogates, forward and backward."""
     batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
-    target, space = scene.model.target(), prior.search
+    space = prior.search
+    surrogates = prior.surrogates.networks if isinstance(prior, AssistedPrior) else ()
+    networks = (scene.model.target().logits, *surrogates)
     start = time.monotonic()
     for step in range(PROBE_STEPS + 1):
         if step == 1:
             start = time.monotonic()  # the first step warms up
         latents = space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
-        torch.autograd.grad(target.logits(space.decode(latents)).sum(), latents)
+        images = space.decode(latents)
+        torch.autograd.grad(torch.stack([network(images).sum() for network in networks]).sum(), latents)
     if scene.device.startswith("cuda"):
         torch.cuda.synchronize()
     return (time.monotonic() - start) / (PROBE_STEPS * batch)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit import control
-from mi_audit.audit.fitting import FittedPrior
+from mi_audit.audit.fitting import Knowledge
 from mi_audit.audit.jobs import Job, Outcome, execute
 from mi_audit.audit.measure import Gallery, measure_attack
 from mi_audit.audit.scene import Scene, as_settings
@@ -50,7 +50,7 @@ def contender(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Cont
         "name": name,
         "role": "attack",
         "access": str(access),
-        "prior": attack.prior,
+        "prior": attack.recipes[0],
         "paper": str(attack.paper),
         "settings": as_settings(attack),
         "seeds": tuple(seeds),
@@ -115,7 +115,7 @@ class Runner:
     folder: str
 
     def measured(
-        self, one: Contender, priors: Mapping[int, FittedPrior], permutation: Mapping[int, int] | None = None
+        self, one: Contender, priors: Mapping[int, Knowledge], permutation: Mapping[int, int] | None = None
     ) -> tuple[tuple[AttackResult, ...], list[str]]:
         """Run all jobs of a contender that have no result yet; return its measurements and the ids of its jobs.
 
@@ -136,25 +136,25 @@ class Runner:
             found = measure_attack(scene, self.gallery, outcomes, one.facts, place, permutation)
         return found, [job.id for job in jobs]
 
-    def _jobs(self, one: Contender, priors: Mapping[int, FittedPrior]) -> Iterator[Job]:
+    def _jobs(self, one: Contender, priors: Mapping[int, Knowledge]) -> Iterator[Job]:
         plan = self.scene.plan
         for seed, (model, _) in self.targets.items():
             net = model.classifier
-            what = (one.facts["name"], one.version, one.facts["settings"], priors[seed].facts.sha256, self.scene.size)
+            what = (one.facts["name"], one.version, one.facts["settings"], priors[seed].sha256, self.scene.size)
             whom = (model.sha256, model.arch, net.size, net.mean_values, net.std_values, net.order)
             how = (plan.max_queries, plan.precision == "bf16", self.scene.splits.train.fingerprint)
             for start in range(0, len(self.attacked), plan.chunk):
                 chunk = tuple(self.attacked[start : start + plan.chunk])
                 yield Job(str(one.facts["name"]), chunk, seed, digest("job", what, whom, how, chunk, seed))
 
-    def _perform(self, one: Contender, prior: FittedPrior, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def _perform(self, one: Contender, known: Knowledge, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
         scene, model = self.scene, self.targets[job.seed][0]
         target = model.target(QueryLedger(scene.plan.max_queries))
         run = self._run(job)
         kind = torch.device(scene.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=scene.plan.precision == "bf16"):
             classes = torch.tensor(job.classes, device=scene.device)
-            found = one.search(one.access(target), prior.prior, classes, run)
+            found = one.search(one.access(target), known.prior, classes, run)
         pixels = quantise(found.images.float()).cpu()
         labels = found.labels.cpu()
         looked = model.target()

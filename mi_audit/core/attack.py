@@ -57,6 +57,11 @@ class Attack(ABC, Generic[Sees, Knows]):
         return sees, knows
 
     @property
+    def recipes(self) -> tuple[str, ...]:
+        """Names of everything to fit on public images first: the prior, and for an `AssistedPrior` the surrogates."""
+        return (self.prior,)
+
+    @property
     def sample_steps(self) -> int:
         """Gradient steps times latents per class, for progress and time estimates."""
         return 0

@@ -78,6 +78,10 @@ class WhiteBoxTarget(ScoreTarget):
     def features(self, images: Images) -> Features:
         """The input of the last linear layer, differentiable like `logits`."""
 
+    @abstractmethod
+    def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
+        """Both in one pass, counted once."""
+
 
 class TorchTarget(WhiteBoxTarget):
     """A target backed by a network; frozen and in eval mode from here on.
@@ -109,14 +113,17 @@ class TorchTarget(WhiteBoxTarget):
         return self._model(images)
 
     def features(self, images: Images) -> Features:
+        return self.logits_and_features(images)[1]
+
+    def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
         self.ledger.charge(Access.WHITE_BOX, len(images))
         caught: list[torch.Tensor] = []
         handle = self._head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
         try:
-            self._model(images)
+            logits = self._model(images)
         finally:
             handle.remove()
-        return caught[-1].flatten(1)
+        return logits, caught[-1].flatten(1)
 
 
 class LabelOnlyView(LabelOnlyTarget):

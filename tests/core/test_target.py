@@ -77,3 +77,11 @@ def test_white_box_access_is_the_target_itself():
 
 def test_access_prints_as_users_write_it():
     assert [str(access) for access in Access] == ["label-only", "score", "white-box"]
+
+
+def test_logits_and_features_come_from_one_pass_and_are_counted_once():
+    toy = target()
+    logits, features = toy.logits_and_features(prototypes())
+    assert toy.ledger.spent == {Access.WHITE_BOX: 4}
+    torch.testing.assert_close(logits, toy.logits(prototypes()))
+    torch.testing.assert_close(features, toy.features(prototypes()))
