@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping as Named
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.prior import Painting
 from mi_audit.core.types import Images, Latents
 
 Maps = Float[Tensor, "_ _ _ _"]  # images, features, height, width
@@ -84,14 +84,7 @@ class Shape:
         blocks = sum(name.startswith("blocks.") and name.endswith(".colour.weight") for name in weights)
         widths = tuple(len(weights[f"blocks.{block}.refine.weight"]) for block in range(blocks))
         channels, (style, latent) = len(weights["blocks.0.colour.weight"]), weights["mapping.layers.0.weight"].shape
-        return cls(2 << blocks, channels, widths, latent, style, depth, float(weights["bound"]))
-
-
-class Painting(NamedTuple):
-    """An image between two blocks: what the next one takes in, and the sum of the colours so far, in about [-1, 1]."""
-
-    features: Maps
-    colours: Maps
+        return cls(2 << blocks, channels, widths, latent, style, depth, float(weights["bound"]) or math.inf)
 
 
 class ScaledLinear(nn.Module):
@@ -217,7 +210,7 @@ class Generator(nn.Module):
         mixing: Share of the training images whose finer layers take the style of another latent.
 
     Attributes:
-        bound: That of the shape, kept with the weights.
+        bound: That of the shape, kept with the weights; 0 is none.
         length: Running mean of the path length, for its regulariser.
         frugal: Keep the features between blocks only, and compute the rest again in the backward pass.
     """
@@ -230,7 +223,7 @@ class Generator(nn.Module):
         self.shape, self.mixing, self.frugal = shape, mixing, False
         self.mapping = Mapping(shape)
         self.blocks = nn.ModuleList(Block(shape, place) for place in range(len(shape.widths)))
-        self.register_buffer("bound", torch.tensor(shape.bound))
+        self.register_buffer("bound", torch.tensor(shape.bound if math.isfinite(shape.bound) else 0.0))
         self.register_buffer("length", torch.zeros(()))
 
     def forward(self, z: Float[Tensor, "b latent"]) -> Images:
