@@ -29,7 +29,6 @@ from mi_audit.train.seeding import seeded
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 LARGE = 256  # side in pixels from which a generator computes features again rather than keep them
-QUICK_STEPS = 3000
 STANDARD_IMAGES = 5_000_000  # shown to the critic; published: 25 million
 
 
@@ -47,7 +46,7 @@ class StyleGAN2(PriorRecipe):
         weights: File that `mi-audit import` wrote; None trains.
         crop: Side of the middle of each image that the prior shows, as a share; for generators of faces with much
             around them, such as FFHQ's, where attacks were published with 0.78.
-        steps: Critic updates; None takes 3000, or for `standard` five million images.
+        steps: Critic updates; None takes 3000 (1500 at 32 pixels), or for `standard` five million images.
         batch_size: Public images per step.
         lr: Adam's learning rate for both networks.
         gamma: Weight of R1; None takes what StyleGAN2-ADA takes at that size, at least 0.1 for `quick`.
@@ -144,10 +143,12 @@ class StyleGAN2(PriorRecipe):
         }
 
     def planned_steps(self, images: int, size: int, channels: int) -> int:
-        del images, size, channels
+        del images, channels
         if self.weights:
             return 0
-        return self.steps or (QUICK_STEPS if self.profile == "quick" else STANDARD_IMAGES // self.batch_size)
+        if self.profile == "quick":
+            return self.steps or (1500 if size <= 32 else 3000)
+        return self.steps or STANDARD_IMAGES // self.batch_size
 
     def shortened(self, steps: int) -> "StyleGAN2":
         return replace(self, steps=steps)

@@ -256,7 +256,7 @@ def test_distortions_come_as_the_critic_gets_sure_of_the_public_images(bias, sig
 
 def test_the_generator_s_own_penalty_reaches_it():
     class Heavy(NonSaturatingR1):
-        def generator_penalty(self, generator, latents, step):
+        def generator_penalty(self, generator, *_):
             return 100 * sum(weight.square().sum() for weight in generator.parameters())
 
     assert not same(train(settings(NonSaturatingR1())), train(settings(Heavy())))
