@@ -61,8 +61,11 @@ class _Stored:
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        storage = torch.load(BytesIO(self.data), map_location="cpu", weights_only=True)
-        flat = torch.tensor([], dtype=storage.dtype).set_(storage)
+        try:
+            storage = torch.load(BytesIO(self.data), map_location="cpu", weights_only=True)
+            flat = torch.tensor([], dtype=storage.dtype).set_(storage)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
+            raise TargetError(f"expected a storage of numbers, got '{error}'; do not open this file") from error
         last = self.offset + sum((extent - 1) * step for extent, step in zip(self.size, self.stride, strict=True))
         if min((self.offset, *self.size, *self.stride), default=0) < 0 or (math.prod(self.size) and last >= len(flat)):
             raise TargetError(

@@ -160,7 +160,7 @@ def test_a_storage_that_hides_a_pickle_is_refused(dnnlib, tmp_path):
     tensor = Call(torch._utils._rebuild_tensor_v2, data, 0, (1,), (1,), False, {})
     net = Persistent("Generator", buffers=[("w_avg", tensor)])
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"G_ema": net}))
-    with pytest.raises((TargetError, pickle.UnpicklingError)):
+    with pytest.raises(TargetError, match="storage of numbers"):
         import_generator(tmp_path / "bad.pkl", tmp_path / "out.safetensors")
     assert not (tmp_path / "proof").exists()
 
