@@ -5,7 +5,6 @@ nothing but dictionaries and inert records: every name in the file is looked up 
 searched for the name of its owner, and tensors are built afterwards from checked sizes.
 """
 
-import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -67,7 +66,7 @@ class _Stored:
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
             raise TargetError(f"expected a storage of numbers, got '{error}'; do not open this file") from error
         last = self.offset + sum((extent - 1) * step for extent, step in zip(self.size, self.stride, strict=True))
-        if min((self.offset, *self.size, *self.stride), default=0) < 0 or (math.prod(self.size) and last >= len(flat)):
+        if min((self.offset, *self.size, *self.stride), default=0) < 0 or (0 not in self.size and last >= len(flat)):
             raise TargetError(
                 f"expected a tensor inside its storage of {len(flat)} numbers, got {self.size}; get the file again"
             )
