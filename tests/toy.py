@@ -8,9 +8,10 @@ from mi_audit.core.prior import (
     AssistedPrior,
     ConditionalPrior,
     CriticPrior,
-    LatentSpace,
+    Painting,
     Prior,
     StylePrior,
+    StyleSpace,
     Surrogates,
 )
 from mi_audit.core.target import TorchTarget
@@ -39,8 +40,9 @@ def target() -> TorchTarget:
     return TorchTarget(net, num_classes=4, head=net[1])
 
 
-class ToySpace(LatentSpace):
+class ToySpace(StyleSpace):
     width = 4
+    mean = torch.zeros(4)
 
     def draw(self, noise: Tensor) -> Tensor:
         return self.project(noise)
@@ -53,9 +55,25 @@ class ToySpace(LatentSpace):
 
 
 class ToyPrior(StylePrior, CriticPrior, ConditionalPrior):
-    """A latent with one number per quadrant; the critic likes images of mean brightness one quarter."""
+    """A latent with one number per quadrant; the critic likes images of mean brightness one quarter.
+
+    The first of its two blocks adds half the colours and hands one feature per quadrant on; the second adds the rest.
+    """
 
     z = w = ToySpace()
+    blocks = 2
+
+    def paint(self, styles: Tensor, painting: Painting | None, blocks: range) -> Painting:
+        for block in blocks:
+            features = styles.sigmoid()[:, :, None, None] if painting is None else painting.features
+            half = torch.einsum("bkij,kchw->bchw", features, prototypes()) / 2
+            assert (painting is None) == (block == 0)
+            painting = Painting(features, half if painting is None else painting.colours + half)
+        assert painting is not None
+        return painting
+
+    def show(self, painting: Painting) -> Tensor:
+        return painting.colours.clamp(0, 1)
 
     def realism(self, images: Tensor) -> Tensor:
         return -(images.mean(dim=(1, 2, 3)) - 0.25).square()

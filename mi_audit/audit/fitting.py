@@ -16,7 +16,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.prior import AssistedPrior, Prior, PublicRecipe, Surrogates
 from mi_audit.core.report import PriorFacts
 from mi_audit.store.cache import Cache
-from mi_audit.store.files import digest
+from mi_audit.store.files import digest, hash_file
 from mi_audit.store.images import contact_sheet, quantise, write_png
 from mi_audit.store.targets import LoadedModel
 from mi_audit.store.weights import hash_weights, read_weights, write_weights
@@ -59,7 +59,8 @@ def cache_file(
 ) -> Path:
     """Where the fitted weights are kept; a recipe that asks the target gets a file for every target."""
     asked = _identity(target) if target is not None and recipe.needs_target else None
-    key = digest("prior", name, recipe.version, as_settings(recipe), public.fingerprint, size, public.channels, asked)
+    what = (name, recipe.version, as_settings(recipe), public.fingerprint, size, public.channels, asked)
+    key = digest("prior", *what, *map(hash_file, recipe.files()))
     return cache.folder("priors", key) / "prior.safetensors"
 
 

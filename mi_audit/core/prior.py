@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -54,14 +54,56 @@ class Prior(ABC):
         return self.z
 
 
-class StylePrior(Prior):
-    """A generator with a disentangled style space, such as StyleGAN2."""
+class StyleSpace(LatentSpace):
+    """The styles that a mapping network makes of normal latents.
 
-    w: LatentSpace
+    Attributes:
+        mean: The average style.
+    """
+
+    mean: Float[Tensor, " style"]
+
+    def truncated(self, styles: Latents, share: float) -> Latents:
+        """Styles at `share` of their distance from the average: less varied, more typical images."""
+        return self.mean + share * (styles - self.mean)
+
+
+class Painting(NamedTuple):
+    """An image between two blocks of a generator.
+
+    Attributes:
+        features: What the next block takes in.
+        colours: The sum of the colours that the blocks so far added, as many pixels wide as the features.
+    """
+
+    features: Float[Tensor, "_ _ _ _"]
+    colours: Float[Tensor, "_ _ _ _"]
+
+
+class StylePrior(Prior):
+    """A generator with a disentangled style space, such as StyleGAN2, whose blocks can be run one by one.
+
+    `show(paint(styles, None, range(blocks)))` is `w.decode(styles)`.
+
+    Attributes:
+        w: The space of styles.
+        blocks: Number of blocks, one per resolution.
+    """
+
+    w: StyleSpace
+    blocks: int
 
     @property
     def search(self) -> LatentSpace:
         return self.w
+
+    @abstractmethod
+    def paint(self, styles: Latents, painting: Painting | None, blocks: range) -> Painting:
+        """Run consecutive `blocks` on the painting that the blocks before them left; None before the first one."""
+
+    @abstractmethod
+    def show(self, painting: Painting) -> Images:
+        """The image in [0, 1] that the last block left; differentiable like `paint`."""
 
 
 class CriticPrior(Prior):
@@ -160,6 +202,10 @@ class PublicRecipe(ABC):
         """What fitting itself measured, read from its weights, for the report; nothing by default."""
         del weights
         return {}
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that `fit` reads besides the public images; the cache key depends on what they hold."""
+        return ()
 
     @abstractmethod
     def planned_steps(self, images: int, size: int, channels: int) -> int:

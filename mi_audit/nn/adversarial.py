@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mi_audit.core.random import Streams
-from mi_audit.core.types import Images, Labels, PerSample, Scalar
+from mi_audit.core.types import Images, Labels, Latents, PerSample, Scalar
 
 Judge = Callable[..., Any]  # the critic on images and, when it knows classes, their labels
 
@@ -74,6 +74,11 @@ class Adversarial(ABC):
     @abstractmethod
     def penalty(self, critic: nn.Module, real: Images, fake: Images, mix: PerSample, step: int) -> Scalar | None:
         """The critic's gradient penalty at `step`, or None when none is due. `mix` is uniform in [0, 1)."""
+
+    def generator_penalty(self, generator: nn.Module, latents: Latents, step: int) -> Scalar | None:
+        """The generator's own penalty at `step`, computed in single precision, or None when none is due."""
+        del generator, latents, step
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

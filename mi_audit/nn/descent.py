@@ -43,6 +43,11 @@ def _as_is(latents: Latents) -> Latents:
     return latents
 
 
+def _untied(latents: Latents, start: Latents) -> Latents:
+    del start
+    return latents
+
+
 def _the_latent_itself(latents: Latents, streams: Streams, step: int) -> Latents:
     del streams, step
     return latents
@@ -67,6 +72,7 @@ class Descent:
         views: What the identity loss sees of an image; empty means the image itself.
         sample: Latents to decode at a step, for methods that optimise a distribution; default: the latents themselves.
         constraint: Applied to the latents after every step.
+        tether: Applied after it to the latents and to where they started.
     """
 
     stage: str
@@ -80,6 +86,7 @@ class Descent:
     views: tuple[View, ...] = ()
     sample: Callable[[Latents, Streams, int], Latents] = _the_latent_itself
     constraint: Callable[[Latents], Latents] = _as_is
+    tether: Callable[[Latents, Latents], Latents] = _untied
 
     def search(self, start: Latents, labels: Labels, streams: Streams, run: Run) -> Descended:
         """Descend from `start`, in chunks of rows that fit the device.
@@ -98,7 +105,7 @@ class Descent:
         self, rows: range, total: int, latents: Latents, labels: Labels, streams: Streams, *, run: Run
     ) -> _Chunk:
         losses = torch.empty(self.steps, len(rows), device=latents.device)
-        state = self.optimiser.start(latents)
+        state, start = self.optimiser.start(latents), latents
         for step in range(self.steps):
             latents = latents.detach().requires_grad_()
             with torch.enable_grad():
@@ -108,7 +115,7 @@ class Descent:
             if step == 0:
                 self._check(losses[:1], labels)
             latents, state = self.optimiser.update(latents.detach(), gradient, state, step)
-            latents = self.constraint(latents)
+            latents = self.tether(self.constraint(latents), start)
             if (step + 1) % REPORT_EVERY == 0 or step + 1 == self.steps:
                 run.on_step(self.stage, rows.start * self.steps + len(rows) * (step + 1), total * self.steps)
         self._check(torch.cat([losses, latents.flatten(1).sum(dim=1)[None].float()]), labels)

@@ -1,5 +1,6 @@
 """Update rules that treat every row alone, so that latents which share a batch never interact."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -68,3 +69,33 @@ class Adam(Optimiser):
         second = b2 * second + (1 - b2) * gradient.square()
         mean, square = first / (1 - b1 ** (step + 1)), second / (1 - b2 ** (step + 1))
         return latents - self.lr * mean / (square.sqrt() + self.eps), (first, second)
+
+
+@dataclass(frozen=True, slots=True)
+class RampedAdam(Optimiser):
+    """Adam whose step size grows linearly at first and falls to zero by a cosine at last (StyleGAN2's projector).
+
+    Attributes:
+        lr: Largest step size.
+        steps: Steps in all.
+        up, down: Shares of the steps in which it grows and falls.
+        betas: Of Adam.
+    """
+
+    lr: float
+    steps: int
+    up: float = 0.05
+    down: float = 0.25
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def start(self, latents: Latents) -> State:
+        return Adam(self.lr, self.betas).start(latents)
+
+    def update(self, latents: Latents, gradient: Latents, state: State, step: int) -> tuple[Latents, State]:
+        return Adam(self.lr * self.share(step), self.betas).update(latents, gradient, state, step)
+
+    def share(self, step: int) -> float:
+        """The step size of step number `step` over the largest one; the first is 0 unless nothing is ramped up."""
+        done = step / self.steps
+        falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / self.down)) if self.down else 1.0
+        return falling * (min(1.0, done / self.up) if self.up else 1.0)

@@ -13,13 +13,15 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import DataError, Diverged
 from mi_audit.core.prior import Progress
 from mi_audit.core.random import Streams
-from mi_audit.core.types import Images, Labels
+from mi_audit.core.types import Images, Labels, PerSample
 from mi_audit.nn.adversarial import Adversarial, Round
 from mi_audit.nn.gan import Networks
 from mi_audit.nn.precision import Precision, autocast
 from mi_audit.train import checkpoint as checkpoints
 from mi_audit.train.augment import distorted, mirrored
-from mi_audit.train.seeding import stream
+from mi_audit.train.seeding import seeded, stream
+
+ADAPTING = 500_000  # public images in which an adapting chance of distortions can go from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,10 @@ class GanSettings:
         flips: Mirror every second public image; wrong for digits, letters and most medical pictures.
         dither: Largest uniform noise added to public images, in [0, 1]; undoes the rounding to 8 bit when it is 1/256.
         shift, brightness: Largest distortion of real and generated images alike, as the critic sees them.
+        chance: Probability that an image is distorted; where it starts when it adapts.
+        adapt: Aim of the mean sign of the critic's scores of real images. Above it the critic is overfitting and the
+            chance of a distortion grows, from 0 to 1 in half a million images (Karras et al., NeurIPS 2020: 0.6); None
+            keeps the chance fixed.
         precision: Of the networks; penalties are always computed in single precision.
         save_every: Steps between two checkpoints.
     """
@@ -49,6 +55,8 @@ class GanSettings:
     dither: float = 0.0
     shift: float = 0.0
     brightness: float = 0.0
+    chance: float = 1.0
+    adapt: float | None = None
     precision: Precision = "32"
     save_every: int = 250
 
@@ -83,7 +91,8 @@ def fit(
     run = f"{settings} seed {seed} on {len(public)} images {public.fingerprint}"
     start = contest.restore(checkpoints.load(checkpoint, run))
     for step in range(start, settings.steps):
-        contest.advance(step)
+        with seeded(device, seed, "networks at", step):
+            contest.advance(step)
         on_step("prior", step + 1, settings.steps)
         done = step + 1 == settings.steps
         if (step + 1) % settings.save_every == 0 or done:
@@ -115,6 +124,7 @@ class _Contest:
             for network in (self.generator, self.critic)
         )
         self.losses = torch.zeros(settings.save_every, 2, device=device)
+        self.chance = torch.tensor(settings.chance, device=device)
 
     def advance(self, step: int) -> None:
         """Update the critic and, when it is due, the generator."""
@@ -126,6 +136,8 @@ class _Contest:
         views = torch.rand(2, self.batch, 3, generator=rng).to(self.device)
         mix = torch.rand(self.batch, generator=rng).to(self.device)
         asked = torch.randint(max(1, self.classes), (self.batch,), generator=rng).to(self.device)
+        if settings.chance < 1 or settings.adapt is not None:  # numbers of 0.5 leave an image as it is
+            views = torch.where(torch.rand(2, self.batch, 1, generator=rng).to(self.device) < self.chance, views, 0.5)
         due = (step + 1) % objective.critic_steps == 0
 
         with torch.set_grad_enabled(due), autocast(self.device, settings.precision):
@@ -143,17 +155,30 @@ class _Contest:
             asked=asked,
             streams=Streams.of(self.seed, torch.full_like(number, step), number),
         )
+
+        def judge(images: Images, *labels: Labels) -> Any:  # noqa: ANN401
+            scores = self._judge(images, *labels)
+            if settings.adapt is not None and images is round.seen_real:
+                self._adapt(scores.detach(), settings.adapt)
+            return scores
+
         self.critic.requires_grad_(True)
-        loss = objective.critic_objective(self._judge, round)
+        loss = objective.critic_objective(judge, round)
         penalty = objective.penalty(self.critic, round.seen_real, round.seen_made.detach(), mix, step)
         self._update(self.judges, loss if penalty is None else loss + penalty)
         self.losses[step % settings.save_every, 0] = loss.detach()
         if due:
             self.critic.requires_grad_(False)
             loss = objective.generator_objective(self._judge, round)
-            self._update(self.makes, loss)
+            penalty = objective.generator_penalty(self.generator, latents, step)
+            self._update(self.makes, loss if penalty is None else loss + penalty)
             self.losses[step % settings.save_every, 1] = loss.detach()
             follow(self.averaged, self.generator, settings.average, (step + 1) // objective.critic_steps)
+
+    def _adapt(self, scores: PerSample, aim: float) -> None:
+        """Distort more often when the critic is too sure of the public images, else less often."""
+        overfitting = scores.float().sign().mean() - aim
+        self.chance.add_(overfitting.sign() * self.batch / ADAPTING).clamp_(0, 1)
 
     def check(self, step: int) -> None:
         """Look at the losses since the last look; one synchronisation.
@@ -173,7 +198,11 @@ class _Contest:
 
     def state(self, step: int) -> dict[str, object]:
         """Everything that the following steps depend on."""
-        return {"step": step, **{name: part.state_dict() for name, part in self._parts().items()}}
+        return {
+            "step": step,
+            "chance": self.chance,
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
 
     def restore(self, state: dict[str, object] | None) -> int:
         """Go back to `state`; returns the number of steps done."""
@@ -181,8 +210,9 @@ class _Contest:
             return 0
         for name, part in self._parts().items():
             part.load_state_dict(state[name])  # type: ignore[arg-type]
-        step = state["step"]
-        assert isinstance(step, int)
+        step, chance = state["step"], state["chance"]
+        assert isinstance(step, int) and isinstance(chance, Tensor)
+        self.chance.copy_(chance)
         return step
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:

@@ -51,6 +51,17 @@ def test_gradient_steps_by_hand():
     assert found.curve.steps == (0, 1)
 
 
+def test_a_tether_knows_where_every_row_started():
+    def tether(latents, start):
+        return torch.maximum(latents, start - 1)
+
+    plan = descent(optimiser=PlainSteps(), identity_weight=3.0, reference_batch=12, steps=2, tether=tether)
+    start = torch.tensor([[4.0, 7.0], [5.0, 7.0], [2.5, 0.0]])
+    for size in (1, 64):
+        found = search(plan, Run(batch_size=size), rows=3, start=start)
+        assert found.latents.tolist() == [[3, 7], [4, 7], [2.125, 0]]
+
+
 def test_realism_is_maximised():
     plan = descent(optimiser=PlainSteps(), steps=1, reference_batch=2, realism=lambda images: 6 * images[:, 1, 0, 0])
     found = search(plan, rows=1, start=torch.tensor([[0.0, 0.0]]))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mi_audit.nn.optimisers import Adam, Nesterov
+from mi_audit.nn.optimisers import Adam, Nesterov, RampedAdam
 
 
 def test_two_nesterov_steps_by_hand():
@@ -35,3 +35,17 @@ def test_rows_never_interact(rule):
     moved, state = rule.update(z, gradient, rule.start(z), 0)
     assert (moved[1] == 0).all() and (moved[0] != 0).all()
     assert all((memory[1] == 0).all() for memory in state)
+
+
+def test_a_ramp_by_hand():
+    rule = RampedAdam(lr=2.0, steps=100, up=0.05, down=0.25)
+    # linear over 5 of 100 steps, flat, then 0.5 - 0.5 cos(pi (1 - t) / 0.25): half way down at t = 0.875
+    shares = [rule.share(step) for step in (0, 2, 5, 75)]
+    assert shares == pytest.approx([0, 0.4, 1, 1])
+    assert RampedAdam(lr=2.0, steps=200).share(175) == pytest.approx(0.5)
+    z, gradient = torch.tensor([[1.0]]), torch.tensor([[4.0]])
+    state = rule.start(z)
+    moved, state = rule.update(z, gradient, state, 0)
+    assert moved.item() == 1
+    moved, _ = rule.update(moved, gradient, state, 1)
+    assert moved.item() == pytest.approx(1 - 2.0 * 0.2)  # an equal gradient moves Adam by the step size

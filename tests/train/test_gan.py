@@ -12,7 +12,7 @@ from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
 from mi_audit.nn.adversarial_targeted import ConditionalHinge
 from mi_audit.nn.gan import MinibatchStdDev, Networks
 from mi_audit.nn.views import Chain
-from mi_audit.train.gan import GanSettings, fit, follow
+from mi_audit.train.gan import ADAPTING, GanSettings, _Contest, fit, follow
 from tests import toy
 
 OBJECTIVES = [WassersteinGP(critic_steps=2), NonSaturatingR1(every=3, images=4)]
@@ -281,3 +281,55 @@ def test_the_first_updates_weigh_more():
     nn.init.ones_(network.weight)
     follow(average, network, decay=0.999, update=1)
     torch.testing.assert_close(average.weight.detach(), torch.tensor([[9 / 11]]))
+
+
+def test_without_a_chance_no_image_is_distorted_and_with_half_a_chance_half_are():
+    public = replace(toy.dataset(per_class=50), pixels=torch.full((200, 3, 8, 8), 100, dtype=torch.uint8))
+
+    def share(chance):
+        real = shown(public, steps=1, batch_size=200, brightness=0.5, chance=chance)[0]
+        return (real.flatten(1) != 100 / 255).any(dim=1).double().mean()
+
+    assert share(0.0) == 0
+    assert share(0.5) == pytest.approx(0.5, abs=0.15)
+    assert share(1.0) > 0.9
+
+
+@pytest.mark.parametrize(("bias", "sign"), [(1.0, 1), (-9.0, -1)])
+def test_distortions_come_as_the_critic_gets_sure_of_the_public_images(bias, sign):
+    class Biased(Recorder):
+        def forward(self, images):
+            return super().forward(images) + bias
+
+    recipe = settings(NonSaturatingR1(every=1000), brightness=0.1, chance=0.5, adapt=0.6)
+    contest = _Contest(networks(Biased()), toy.dataset(), recipe, 0, "cpu")
+    for step in range(3):
+        contest.advance(step)
+    assert contest.chance.item() == pytest.approx(0.5 + sign * 3 * 8 / ADAPTING)
+    assert contest.state(3)["chance"] == contest.chance
+
+
+def test_the_generator_s_own_penalty_reaches_it():
+    class Heavy(NonSaturatingR1):
+        def generator_penalty(self, generator, *_):
+            return 100 * sum(weight.square().sum() for weight in generator.parameters())
+
+    assert not same(train(settings(NonSaturatingR1())), train(settings(Heavy())))
+
+
+def test_noise_inside_a_generator_repeats_with_the_seed():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(len(x), self.out_features)
+
+    def start():
+        made = networks()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            made.generator[0] = Noisy(4, 32)
+        return made
+
+    recipe = settings(NonSaturatingR1())
+    before = torch.get_rng_state()
+    assert same(train(recipe, start=start()), train(recipe, start=start()))
+    assert torch.equal(torch.get_rng_state(), before)
