@@ -18,7 +18,7 @@ from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
 from mi_audit.audit.measure import Gallery
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.runner import Runner, Targets, contender, random_control, untrained, untrained_control
+from mi_audit.audit.runner import Runner, Targets, averaging_of, contender, random_control, untrained, untrained_control
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.validity import check
 from mi_audit.audit.verifier import Verifier, load_verifier
@@ -107,6 +107,8 @@ def audit_models(
     """Attack one model per seed with every attack, add the controls, and measure; pictures go below `folder`."""
     attacked = attacked_classes(scene)
     verifier = court.verifier
+    if scene.plan.views > 1 and not any(averaging_of(scene.plan, attack) for attack in builds.values()):
+        scene.warn("--views changed nothing: no attack of this run is white-box")
     judge = as_judge(court.model, scene.device)
     gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
     runner = Runner(scene, targets, gallery, attacked, folder)
@@ -154,7 +156,8 @@ def run_all(
     for name, attack in builds.items():
         if attack.prior not in priors:
             priors[attack.prior] = fitted_priors(scene, attack.prior, targets)
-        (result, *floors), jobs = runner.measured(contender(name, attack, seeds), priors[attack.prior], permutation)
+        one = contender(name, attack, seeds, averaging_of(scene.plan, attack))
+        (result, *floors), jobs = runner.measured(one, priors[attack.prior], permutation)
         attacks.append(result)
         permuted += floors
         ids += jobs
@@ -167,7 +170,8 @@ def run_all(
         blank = replace(runner, targets={seed: (untrained(model, seed), f) for seed, (model, f) in targets.items()})
         for name, attack in builds.items():
             fitted = fitted_priors(scene, attack.prior, blank.targets)
-            found, jobs = blank.measured(untrained_control(name, attack, seeds), fitted)
+            one = untrained_control(name, attack, seeds, averaging_of(scene.plan, attack))
+            found, jobs = blank.measured(one, fitted)
             others += found
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors

@@ -1,10 +1,11 @@
 """What a run would do and how long it would take, from a probe of a few steps."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
@@ -13,11 +14,12 @@ from mi_audit.audit.fitting import cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.runner import default_batch
+from mi_audit.audit.runner import averaging_of, default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.audit.verifier import verifier_lesson
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.prior import Prior
+from mi_audit.core.types import Latents
 from mi_audit.store.targets import new_model
 from mi_audit.train.classifier import Recipe, fit
 
@@ -111,8 +113,10 @@ def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
 
 def _attacks(scene: Scene, latents: int) -> Iterator[tuple[str, float]]:
     for name, attack in build_attacks(scene.plan).items():
-        steps = attack.sample_steps * latents
-        yield f"attack {name}, {steps:,} image-steps", steps * _step_seconds(scene, _fit_shortly(scene, attack.prior))
+        steps, averaging = attack.sample_steps * latents, averaging_of(scene.plan, attack)
+        views, told = (averaging.count, f" of {averaging.count} views") if averaging else (1, "")
+        seconds = steps * _step_seconds(scene, _fit_shortly(scene, attack.prior), views)
+        yield f"attack {name}, {steps:,} image-steps{told}", seconds
 
 
 def _fit_shortly(scene: Scene, name: str) -> Prior:
@@ -124,19 +128,31 @@ def _fit_shortly(scene: Scene, name: str) -> Prior:
     return recipe.restore(weights, scene.size, scene.public.channels, scene.device)
 
 
-def _step_seconds(scene: Scene, prior: Prior) -> float:
-    """Time of one latent through generator and target, forward and backward."""
+def _step_seconds(scene: Scene, prior: Prior, views: int) -> float:
+    """Time of one latent through the generator, and of `views` images through the target, forward and backward."""
     batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
     target, space = scene.model.target(), prior.search
+
+    def latents() -> Latents:
+        return space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
+
+    whole = _seconds(scene, latents, lambda found: target.logits(space.decode(found)))
+    if views > 1:
+        whole += (views - 1) * _seconds(scene, lambda: space.decode(latents()).detach().requires_grad_(), target.logits)
+    return whole / batch
+
+
+def _seconds(scene: Scene, make: Callable[[], Tensor], network: Callable[[Tensor], Tensor]) -> float:
+    """Time of a forward and a backward pass of `network` over a new input, on average over a few."""
     start = time.monotonic()
     for step in range(PROBE_STEPS + 1):
         if step == 1:
             start = time.monotonic()  # the first step warms up
-        latents = space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
-        torch.autograd.grad(target.logits(space.decode(latents)).sum(), latents)
+        given = make()
+        torch.autograd.grad(network(given).sum(), given)
     if scene.device.startswith("cuda"):
         torch.cuda.synchronize()
-    return (time.monotonic() - start) / (PROBE_STEPS * batch)
+    return (time.monotonic() - start) / PROBE_STEPS
 
 
 def _ignore(label: str, done: int, total: int) -> None:

@@ -29,6 +29,13 @@ def test_an_attack_is_scaled_up_from_a_probe(digits: Path, cache: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_views_cost_passes_through_the_target(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", tmp_path / "cache"), batch_size=4, views=11)
+    found = estimate(plan, "attack")
+    # a second for 3 steps of 4 images through both networks, and again for each of 10 more passes of the target
+    assert row(found, "attack gmi, 48 image-steps of 11 views") == f"about {48 / 12 * 11:.0f} s"
+
+
 def test_a_defense_trains_and_attacks_two_models_per_seed(cache: Path, tmp_path: Path):
     found = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), seeds=3), "defend")
     assert found.jobs == 2 * 2 * 3 * 2
