@@ -52,7 +52,7 @@ class DeepInversion(Attack[WhiteBoxTarget, Prior]):
         venue="CVPR 2020",
         url="https://arxiv.org/abs/1912.08795",
     )
-    smoke: ClassVar = {"images": 2, "coarse_steps": 20, "steps": 20, "warm_up": 4}
+    smoke: ClassVar = {"images": 2, "coarse_steps": 20, "steps": 20, "warm_up": 4, "flip": 0.0}
     quick: ClassVar = {"images": 5, "coarse_steps": 200, "steps": 100, "warm_up": 20}
     prior: ClassVar = "pixels"
     cost: ClassVar = "3000 steps through the target; no generator"

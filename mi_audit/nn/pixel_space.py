@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
 from mi_audit.core.random import Streams
 from mi_audit.core.target import Normalisation
-from mi_audit.core.types import Images, Labels, PerSample
+from mi_audit.core.types import Images, Labels
+
+PerGroup = Float[Tensor, " groups"]
 
 CENTRE, SPREAD = 0.5, 0.225  # the middle of the range, and the mean of the three customary deviations
 
@@ -48,7 +52,7 @@ def coarse(images: Images, streams: Streams, step: int | Labels) -> Images:
     return F.interpolate(F.avg_pool2d(images, 2), size=images.shape[-2:], mode="nearest")
 
 
-def total_variation(images: Images, group: int) -> PerSample:
+def total_variation(images: Images, group: int) -> PerGroup:
     """Sum over the four directions of the norm of the differences between neighbours, over all images of a group.
 
     Args:
@@ -66,7 +70,7 @@ def total_variation(images: Images, group: int) -> PerSample:
     )
 
 
-def statistics_distance(seen: Sequence[Normalisation], group: int, first: float) -> PerSample:
+def statistics_distance(seen: Sequence[Normalisation], group: int, first: float) -> PerGroup:
     """How far mean and variance of what enters the batch normalisations are from what these learned, per group.
 
     `sum over layers of |mean - learned mean|_2 + |variance - learned variance|_2` over channels, the first layer

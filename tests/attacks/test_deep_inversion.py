@@ -42,7 +42,7 @@ def test_bare_pixels_convince_the_target():
 def test_the_statistics_pull_the_pictures_to_what_the_target_learned():
     def distance(weight):
         toy = normalised()
-        images = attack(toy=toy, images=4, statistics_weight=weight, steps=60, flip=0.0).images
+        images = attack(toy=toy, images=4, statistics_weight=weight, steps=60).images
         _, seen = toy.logits_and_normalisations(images)
         return float(statistics_distance(seen, 4, 1.0).mean())
 
@@ -50,9 +50,9 @@ def test_the_statistics_pull_the_pictures_to_what_the_target_learned():
 
 
 def test_variation_and_norm_are_held_down():
-    smooth, rough = (attack(variation_weight=w, statistics_weight=0.0, flip=0.0).images for w in (0.5, 0.0))
+    smooth, rough = (attack(variation_weight=w, statistics_weight=0.0).images for w in (0.5, 0.0))
     assert total_variation(smooth, 1).mean() < total_variation(rough, 1).mean() / 2
-    flat, free = (attack(norm_weight=w, flip=0.0).images for w in (10.0, 0.0))
+    flat, free = (attack(norm_weight=w).images for w in (10.0, 0.0))
     assert (flat - 0.5).norm() < (free - 0.5).norm() / 2
 
 
@@ -71,7 +71,7 @@ def test_the_loss_of_the_first_step_by_hand():
 def test_a_step_is_a_quarter_of_a_unit_and_warms_up():
     noise = Run().streams(torch.tensor([0]), torch.tensor([0])).normal("start", 192)
     start = pixels().z.decode(pixels().z.draw(noise))
-    settings = {"classes": (0,), "images": 1, "coarse_steps": 0, "steps": 3, "jitter": 0.0, "flip": 0.0}
+    settings = {"classes": (0,), "images": 1, "coarse_steps": 0, "steps": 3, "jitter": 0.0}
     cold = attack(steps_to_take := Run(), **settings | {"steps": 1, "warm_up": 0}).images
     assert steps_to_take.work["target_backward"] == 1
     moved = (cold - start).abs().flatten()

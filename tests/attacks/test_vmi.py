@@ -18,22 +18,22 @@ def attack(run=None, prior=None, toy=None, classes=(0, 1, 2, 3), **settings):
 
 @pytest.mark.parametrize("family", [{}, FLOW], ids=["gaussian", "flow"])
 def test_draws_pictures_of_every_class(family):
-    found = attack(steps=150, images=8, **family)
+    found = attack(steps=100, images=8, lr=0.02, **family)
     nearest = torch.cdist(found.images.flatten(1), prototypes().flatten(1)).argmin(1)
     assert (nearest == found.labels).float().mean() >= 0.9
-    assert len(found.images.flatten(1).unique(dim=0)) == 32  # a distribution, not a point
+    assert found.images.view(4, 8, -1).std(dim=1).mean(dim=1).min() > 1e-3  # a distribution, not a point
     torch.testing.assert_close(found.confidence, target().scores(found.images)[range(32), found.labels])
 
 
 @pytest.mark.parametrize("family", [{}, FLOW], ids=["gaussian", "flow"])
 def test_a_heavy_divergence_keeps_the_pictures_as_varied_as_the_prior(family):
     def spread(weight):
-        found = attack(steps=100, images=40, divergence_weight=weight, lr=0.02, **family)
+        found = attack(steps=200, images=40, divergence_weight=weight, lr=0.002, **family)
         return found.images.view(4, 40, -1).std(dim=1).mean()
 
     prior = ToyPrior().z
     noise = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
-    free, held = spread(0.0), spread(30.0)
+    free, held = spread(0.0), spread(5.0)
     assert held > free
     assert held == pytest.approx(float(prior.decode(noise).flatten(1).std(dim=0).mean()), rel=0.15)
 
