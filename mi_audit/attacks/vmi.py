@@ -50,7 +50,7 @@ class VMI(Attack[WhiteBoxTarget, Prior]):
         url="https://arxiv.org/abs/2201.10787",
     )
     smoke: ClassVar = {"posterior": "gaussian", "steps": 60, "samples": 4, "images": 3, "lr": 0.2}
-    quick: ClassVar = {"posterior": "gaussian", "steps": 300, "samples": 8, "images": 5, "lr": 0.01}
+    quick: ClassVar = {"posterior": "gaussian", "steps": 150, "samples": 8, "images": 5, "lr": 0.1}
     prior: ClassVar = "gmi-gan"
     cost: ClassVar = "301,000 passes through generator and target per class, 3,000 per image"
     deviations: ClassVar = (

@@ -174,3 +174,14 @@ def test_views_without_a_white_box_attack_are_noted(digits: Path, cache: Path, t
     report = run_attack(replace(plan, attacks=plan.attacks[:1]))
     assert any(text.startswith("--views changed nothing") for text in report.warnings)
     assert "averaged_views" not in report.attacks[0].settings
+
+
+def test_an_attack_without_a_prior_is_audited_like_the_others(digits: Path, cache: Path, tmp_path: Path):
+    settings = {"images": 2, "coarse_steps": 6, "steps": 6, "warm_up": 2, "flip": 0.0}
+    alone = (AttackPlan(name="deep-inversion", settings=settings),)
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, classes="3", attacks=alone)
+    report = run_attack(plan)
+    assert [one.name for one in report.attacks] == ["deep-inversion", "control:random-prior:pixels"]
+    assert not any(one.failed for one in report.attacks) and report.attacks[0].prior == "pixels"
+    assert [prior.settings["recipe"].partition(":")[0] for prior in report.priors] == ["no prior"]
+    assert report.attacks[0].queries == {"score": 2, "white-box": 24}
