@@ -50,7 +50,7 @@ class Averaging:
 
     @property
     def adaptive_to(self) -> tuple[str, ...]:
-        """Defenses that it was published to undo most of, by command-line name; with too few views none."""
+        """Defenses whose published protection it removes most of, by command-line name; with too few views none."""
         return UNDONE_BY[self.kind] if self.count >= LEAST_VIEWS else ()
 
 
