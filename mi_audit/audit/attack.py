@@ -20,7 +20,16 @@ from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
 from mi_audit.audit.measure import Gallery
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.runner import Runner, Targets, contender, models_of, random_control, untrained, untrained_control
+from mi_audit.audit.runner import (
+    Runner,
+    Targets,
+    averaging_of,
+    contender,
+    models_of,
+    random_control,
+    untrained,
+    untrained_control,
+)
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.stopping import enough_people, stops_early
 from mi_audit.audit.validity import check
@@ -140,6 +149,8 @@ def _audit(
     attacked: Sequence[int],
 ) -> AuditReport:
     verifier = court.verifier
+    if scene.plan.views > 1 and not any(averaging_of(scene.plan, attack) for attack in builds.values()):
+        scene.warn("--views changed nothing: no attack of this run is white-box")
     judge = as_judge(court.model, scene.device)
     gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
     runner = Runner(scene, targets, gallery, attacked, folder)
@@ -197,7 +208,8 @@ def run_all(
     ids: list[str] = []
     for name, attack in builds.items():
         known = knowledge(scene, attack, models_of(targets), priors)
-        (result, *floors), jobs = runner.measured(contender(name, attack, seeds), known, permutation)
+        one = contender(name, attack, seeds, averaging_of(scene.plan, attack))
+        (result, *floors), jobs = runner.measured(one, known, permutation)
         attacks.append(result)
         permuted += floors
         ids += jobs
@@ -213,7 +225,8 @@ def run_all(
         asked: dict[str, dict[int, Fitted]] = {}
         for name, attack in builds.items():
             known = knowledge(scene, attack, models_of(blank.targets), asked)
-            found, jobs = blank.measured(untrained_control(name, attack, seeds), known)
+            one = untrained_control(name, attack, seeds, averaging_of(scene.plan, attack))
+            found, jobs = blank.measured(one, known)
             others += found
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors

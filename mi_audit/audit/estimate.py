@@ -1,10 +1,11 @@
 """What a run would do and how long it would take, from a probe of a few steps."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
@@ -14,13 +15,14 @@ from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.positive import is_wanted
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.runner import default_batch
+from mi_audit.audit.runner import averaging_of, default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.audit.stopping import stops_early
 from mi_audit.audit.verifier import verifier_lesson
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.prior import AssistedPrior, Prior
 from mi_audit.core.report import PriorFacts
+from mi_audit.core.types import Images, Latents
 from mi_audit.store.targets import new_model
 from mi_audit.train.classifier import Recipe, fit
 
@@ -123,12 +125,14 @@ def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
 def _attacks(scene: Scene, runs: int, leaky: int) -> Iterator[tuple[str, float]]:
     """Every attack on `runs` classes, and on `leaky` classes of the leaky model, which is taken to be as fast."""
     for name, attack in build_attacks(scene.plan).items():
+        averaging = averaging_of(scene.plan, attack)
+        views, told = (averaging.count, f" of {averaging.count} views") if averaging else (1, "")
         known = assemble([_fit_shortly(scene, recipe) for recipe in attack.recipes])
-        seconds = _step_seconds(scene, known.prior)
+        seconds = _step_seconds(scene, known.prior, views)
         for what, classes in ((f"attack {name}", runs), (f"positive control {name}", leaky)):
             if classes:
                 steps = attack.sample_steps * classes
-                yield f"{what}, {steps:,} image-steps", steps * seconds
+                yield f"{what}, {steps:,} image-steps{told}", steps * seconds
 
 
 def _fit_shortly(scene: Scene, name: str) -> Fitted:
@@ -141,22 +145,36 @@ def _fit_shortly(scene: Scene, name: str) -> Fitted:
     return Fitted(name, made, PriorFacts(name=name, sha256="", settings={}))
 
 
-def _step_seconds(scene: Scene, prior: Prior) -> float:
-    """Time of one latent through generator, target and surrogates, forward and backward."""
+def _step_seconds(scene: Scene, prior: Prior, views: int) -> float:
+    """Time of one latent through the generator, and of `views` images through target and surrogates, both ways."""
     batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
     space = prior.search
     surrogates = prior.surrogates.networks if isinstance(prior, AssistedPrior) else ()
     networks = (scene.model.target().logits, *surrogates)
+
+    def judged(images: Images) -> Tensor:
+        return torch.stack([network(images).sum() for network in networks])
+
+    def latents() -> Latents:
+        return space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
+
+    whole = _seconds(scene, latents, lambda found: judged(space.decode(found)))
+    if views > 1:
+        whole += (views - 1) * _seconds(scene, lambda: space.decode(latents()).detach().requires_grad_(), judged)
+    return whole / batch
+
+
+def _seconds(scene: Scene, make: Callable[[], Tensor], network: Callable[[Tensor], Tensor]) -> float:
+    """Time of a forward and a backward pass of `network` over a new input, on average over a few."""
     start = time.monotonic()
     for step in range(PROBE_STEPS + 1):
         if step == 1:
             start = time.monotonic()  # the first step warms up
-        latents = space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
-        images = space.decode(latents)
-        torch.autograd.grad(torch.stack([network(images).sum() for network in networks]).sum(), latents)
+        given = make()
+        torch.autograd.grad(network(given).sum(), given)
     if scene.device.startswith("cuda"):
         torch.cuda.synchronize()
-    return (time.monotonic() - start) / (PROBE_STEPS * batch)
+    return (time.monotonic() - start) / PROBE_STEPS
 
 
 def _ignore(label: str, done: int, total: int) -> None:

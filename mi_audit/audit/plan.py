@@ -132,6 +132,8 @@ class Plan:
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
+        views, view_kind: Views that white-box attacks average every gradient over; 1 is none. `paa` adds noise, `taa`
+            crops and turns.
         chunk: Classes per job.
         max_queries: Budget of every job's ledger.
         images: `local` writes pictures into the run folder, `none` leaves no picture behind.
@@ -160,6 +162,8 @@ class Plan:
     controls: tuple[str, ...] = ("random", "permuted")
     positive_control: bool | None = None
     declared_accuracy: float | None = None
+    views: int = 1
+    view_kind: Literal["paa", "taa"] = "taa"
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"

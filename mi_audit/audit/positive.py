@@ -10,11 +10,12 @@ from mi_audit.audit.exposed import NAME as EXPOSURE
 from mi_audit.audit.exposed import is_measured
 from mi_audit.audit.fitting import Fitted, knowledge
 from mi_audit.audit.plan import Plan
-from mi_audit.audit.runner import BATCH, Contender, Runner, contender
+from mi_audit.audit.runner import BATCH, Contender, Runner, averaging_of, contender
 from mi_audit.audit.scene import Scene
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import POSITIVE, AttackResult, Measurement
+from mi_audit.core.run import Averaging
 from mi_audit.core.verdict import ValidityFlag
 from mi_audit.nn import exact
 from mi_audit.nn.classifier import Classifier
@@ -51,16 +52,18 @@ def controls(runner: Runner, builds: Mapping[str, Attack[Any, Any]]) -> tuple[tu
     ids: list[str] = []
     for name, attack in builds.items():
         known = knowledge(scene, attack, dict.fromkeys(seeds, model), fitted)
-        found, jobs = leaky.measured(positive_control(name, attack, seeds), known)
+        found, jobs = leaky.measured(positive_control(name, attack, seeds, averaging_of(scene.plan, attack)), known)
         results += found
         ids += jobs
     scene.progress.note(f"positive control: {suite_works(results, runner.attacked).detail}")
     return tuple(results), ids
 
 
-def positive_control(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Contender:
+def positive_control(
+    name: str, attack: Attack[Any, Any], seeds: Sequence[int], averaging: Averaging | None = None
+) -> Contender:
     """A published attack on the leaky model."""
-    one = contender(name, attack, seeds)
+    one = contender(name, attack, seeds, averaging)
     return replace(one, facts={**one.facts, "name": f"{POSITIVE}:{name}", "role": "control"})
 
 

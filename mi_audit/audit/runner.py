@@ -11,13 +11,15 @@ from mi_audit.audit import control
 from mi_audit.audit.fitting import Knowledge
 from mi_audit.audit.jobs import Job, Outcome, execute
 from mi_audit.audit.measure import Gallery, measure_attack
+from mi_audit.audit.plan import Plan
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.prior import Prior
 from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.report import AttackResult, ModelFacts
-from mi_audit.core.run import Run
-from mi_audit.core.target import QueryLedger, restricted
+from mi_audit.core.run import Averaging, Run
+from mi_audit.core.target import Access, LabelOnlyTarget, QueryLedger, restricted
 from mi_audit.store.files import digest
 from mi_audit.store.images import quantise
 from mi_audit.store.targets import LoadedModel, new_model
@@ -48,19 +50,32 @@ class Contender:
     access: Callable[[Any], Any]
 
 
-def contender(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Contender:
-    """A published attack."""
+def averaging_of(plan: Plan, attack: Attack[Any, Any]) -> Averaging | None:
+    """The views that the plan wants `attack` to average over; None for an attack that follows no gradient."""
+    follows = attack.threat_model()[0].access == Access.WHITE_BOX
+    return Averaging(plan.view_kind, plan.views) if plan.views > 1 and follows else None
+
+
+def contender(
+    name: str, attack: Attack[Any, Any], seeds: Sequence[int], averaging: Averaging | None = None
+) -> Contender:
+    """A published attack; its views, when there are any, are settings like its own."""
     access = attack.threat_model()[0].access
+    views = {"averaged_views": averaging.count, "averaged_kind": averaging.kind} if averaging else {}
     facts = {
         "name": name,
         "role": "attack",
         "access": str(access),
         "prior": attack.recipes[0],
         "paper": str(attack.paper),
-        "settings": as_settings(attack),
+        "settings": as_settings(attack) | views,
         "seeds": tuple(seeds),
     }
-    return Contender(facts, attack.version, attack.run, lambda target: restricted(target, access))
+
+    def search(target: LabelOnlyTarget, prior: Prior, classes: Tensor, run: Run) -> Reconstructions:
+        return attack.run(target, prior, classes, replace(run, averaging=averaging))
+
+    return Contender(facts, attack.version, search, lambda target: restricted(target, access))
 
 
 def random_control(prior: str, seeds: Sequence[int]) -> Contender:
@@ -80,9 +95,11 @@ def random_control(prior: str, seeds: Sequence[int]) -> Contender:
     )
 
 
-def untrained_control(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Contender:
+def untrained_control(
+    name: str, attack: Attack[Any, Any], seeds: Sequence[int], averaging: Averaging | None = None
+) -> Contender:
     """A published attack on a model that learned nothing: what prior and optimiser achieve alone."""
-    one = contender(name, attack, seeds)
+    one = contender(name, attack, seeds, averaging)
     return replace(one, facts={**one.facts, "name": f"{control.UNTRAINED}:{name}", "role": "control"})
 
 

@@ -109,6 +109,14 @@ class RunTable(Table):
         description="test accuracy that the owner declares, a share; the measured one must be within two points",
         examples=[0.86],
     )
+    views: Count = Field(
+        default=1,
+        description="random views that white-box attacks average every gradient over, 20 to 50 against a defense; "
+        "1 is none",
+    )
+    view_kind: Literal["paa", "taa"] = Field(
+        default="taa", description="what those views are: paa adds noise, taa crops and turns"
+    )
     prior_profile: Literal["quick", "standard"] | None = Field(
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]
     )

@@ -5,10 +5,11 @@ import enum
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from mi_audit.core.errors import QueryBudgetExceeded
 from mi_audit.core.types import Features, Images, Labels, Logits, Scores
@@ -44,6 +45,14 @@ class QueryLedger:
                 f"expected at most {self.budget} queries, got {self.spent.total() + images}; raise --max-queries"
             )
         self.spent[access] += images
+
+
+class Normalisation(NamedTuple):
+    """A batch normalisation: what entered it in one pass, and what it learned to expect there, per channel."""
+
+    inputs: Float[Tensor, "b c h w"]
+    mean: Float[Tensor, " c"]
+    variance: Float[Tensor, " c"]
 
 
 class LabelOnlyTarget(ABC):
@@ -86,6 +95,10 @@ class WhiteBoxTarget(ScoreTarget):
     @abstractmethod
     def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
         """Both in one pass, counted once."""
+
+    def logits_and_normalisations(self, images: Images) -> tuple[Logits, tuple[Normalisation, ...]]:
+        """The logits, and every batch normalisation over positions on the way, in order; none where it has none."""
+        return self.logits(images), ()
 
 
 class TorchTarget(WhiteBoxTarget):
@@ -132,6 +145,22 @@ class TorchTarget(WhiteBoxTarget):
 
     def network(self) -> nn.Module:
         return copy.deepcopy(self._model)
+
+    def logits_and_normalisations(self, images: Images) -> tuple[Logits, tuple[Normalisation, ...]]:
+        self.ledger.charge(Access.WHITE_BOX, len(images))
+        seen: list[Normalisation] = []
+
+        def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if isinstance(layer.running_mean, Tensor) and isinstance(layer.running_var, Tensor):
+                seen.append(Normalisation(inputs[0], layer.running_mean, layer.running_var))
+
+        layers = [layer for layer in self._model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        handles = [layer.register_forward_pre_hook(watch) for layer in layers]
+        try:
+            return self._model(images), tuple(seen)
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class LabelOnlyView(LabelOnlyTarget):

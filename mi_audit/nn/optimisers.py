@@ -47,6 +47,27 @@ class Nesterov(Optimiser):
 
 
 @dataclass(frozen=True, slots=True)
+class Momentum(Optimiser):
+    """Gradient steps that keep some of their speed: `v' = m v - lr g`, `z' = z + v'`.
+
+    Attributes:
+        lr: Step size, in latent units per unit of gradient.
+        momentum: Share m of the velocity that is kept.
+    """
+
+    lr: float
+    momentum: float = 0.9
+
+    def start(self, latents: Latents) -> State:
+        return (torch.zeros_like(latents),)
+
+    def update(self, latents: Latents, gradient: Latents, state: State, step: int) -> tuple[Latents, State]:
+        del step
+        velocity = self.momentum * state[0] - self.lr * gradient
+        return latents + velocity, (velocity,)
+
+
+@dataclass(frozen=True, slots=True)
 class Adam(Optimiser):
     """Steps of about `lr` whatever the scale of the gradient (Kingma & Ba, ICLR 2015, Alg. 1).
 
@@ -99,3 +120,31 @@ class RampedAdam(Optimiser):
         done = step / self.steps
         falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / self.down)) if self.down else 1.0
         return falling * (min(1.0, done / self.up) if self.up else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmCosine(Optimiser):
+    """Another rule whose steps grow linearly at first and then shrink to nothing along half a cosine.
+
+    Attributes:
+        rule: The rule; its steps have to be proportional to its step size.
+        steps: Steps of the whole search.
+        warm_up: Steps until the full size is reached, fewer than `steps`.
+    """
+
+    rule: Optimiser
+    steps: int
+    warm_up: int = 0
+
+    def start(self, latents: Latents) -> State:
+        return self.rule.start(latents)
+
+    def update(self, latents: Latents, gradient: Latents, state: State, step: int) -> tuple[Latents, State]:
+        moved, state = self.rule.update(latents, gradient, state, step)
+        return latents + self.share(step) * (moved - latents), state
+
+    def share(self, step: int) -> float:
+        """What is taken of the step number `step`."""
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        return (1 + math.cos(math.pi * (step - self.warm_up) / (self.steps - self.warm_up))) / 2

@@ -40,6 +40,13 @@ def test_the_positive_control_takes_as_long_as_the_attacks_on_one_model(digits: 
     assert row(both, "attack gmi, 48 image-steps") and row(both, "positive control gmi, 24 image-steps")
 
 
+def test_views_cost_passes_through_the_target(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", tmp_path / "cache"), batch_size=4, views=11)
+    found = estimate(plan, "attack")
+    # a second for 3 steps of 4 images through both networks, and again for each of 10 more passes of the target
+    assert row(found, "attack gmi, 48 image-steps of 11 views") == f"about {48 / 12 * 11:.0f} s"
+
+
 def test_a_defense_trains_and_attacks_two_models_per_seed(cache: Path, tmp_path: Path):
     found = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), seeds=3), "defend")
     assert found.jobs == 2 * 2 * 3 * 2
