@@ -8,11 +8,11 @@ import torch
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
-from mi_audit.audit.defend import defend_recipe
 from mi_audit.audit.fitting import cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
+from mi_audit.audit.retrain import defend_recipe
 from mi_audit.audit.runner import default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.audit.verifier import verifier_lesson

@@ -116,7 +116,8 @@ def _trained(scene: Scene, epochs: int | None) -> PublicStart:
                 on_step=scene.progress.step, checkpoint=file.with_suffix(".checkpoint"),
             )  # fmt: skip
         save_model(file, replace(model, class_names=data.classes), {"trained": asdict(recipe)})
-    model = load_model(str(file), device=scene.device)
+    own_code = base.arch if base.arch.startswith("py:") else None  # the user named it, no file did
+    model = load_model(str(file), arch=own_code, device=scene.device)
     measured = accuracy(model.classifier, parts.test if len(parts.test) else parts.val, scene.device)
     scene.progress.note(
         f"public start: accuracy {measured.value:.3f} on {measured.count} held-out images of public classes"
@@ -130,12 +131,12 @@ def _trained(scene: Scene, epochs: int | None) -> PublicStart:
     return PublicStart(model.classifier.net.state_dict(), facts)
 
 
-def fresh_private_model(scene: Scene, start: PublicStart, seed: int) -> tuple[LoadedModel, dict[str, object]]:
-    """The architecture of the plan with public weights and a fresh head for the private classes."""
+def fresh_private_model(scene: Scene, start: PublicStart | None, seed: int) -> tuple[LoadedModel, dict[str, object]]:
+    """The architecture of the plan with a fresh head for the private classes, the rest from `start` if there is one."""
     net, classes = scene.model.classifier, scene.splits.train.classes
     model = new_model(
         scene.model.arch, num_classes=len(classes), channels=net.channels, size=net.size, mean=net.mean_values,
         std=net.std_values, seed=seed,
     )  # fmt: skip
-    facts = start.copy_into(model.classifier)
+    facts = start.copy_into(model.classifier) if start else {"source": "fresh weights"}
     return replace(model, class_names=classes), facts
