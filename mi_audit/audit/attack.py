@@ -11,6 +11,7 @@ from mi_audit import __version__
 from mi_audit.audit import registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
+from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_control, without_attacked
 from mi_audit.audit.fitting import FittedPrior, fit_prior
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
@@ -61,6 +62,7 @@ def run_attack(plan: Plan, progress: ProgressSink | None = None) -> AuditReport:
             f"target {model.arch}: accuracy {measured.value:.3f} on {measured.count} private test images"
         )
         facts = model_facts(model, measured)
+        check_counterfactual(replace(scene, model=model), attacked_classes(scene))
         report = audit_models(scene, {seed: (model, facts) for seed in seeds_of(plan)}, load_court(scene), builds)
         report = replace(report, verdict=verdict_of(report, plan))
         write_result(scene.folder.path / "result.json", report)
@@ -151,6 +153,7 @@ def run_all(
     permuted: list[AttackResult] = []
     others: list[AttackResult] = []
     ids: list[str] = []
+    other = without_attacked(runner) if "counterfactual" in kinds else None  # first, as it may fail
     for name, attack in builds.items():
         if attack.prior not in priors:
             priors[attack.prior] = fitted_priors(scene, attack.prior, targets)
@@ -168,6 +171,12 @@ def run_all(
         for name, attack in builds.items():
             fitted = fitted_priors(scene, attack.prior, blank.targets)
             found, jobs = blank.measured(untrained_control(name, attack, seeds), fitted)
+            others += found
+            ids += jobs
+    if other is not None:
+        for name, attack in builds.items():
+            fitted = fitted_priors(scene, attack.prior, other[0].targets)
+            found, jobs = other[0].measured(counterfactual_control(name, attack, seeds, other[1]), fitted)
             others += found
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors

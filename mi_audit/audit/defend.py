@@ -7,8 +7,17 @@ from pathlib import Path
 import torch
 
 from mi_audit.audit import registry
-from mi_audit.audit.attack import audit_models, build_attacks, discard_pictures, load_court, seeds_of, verdict_of
+from mi_audit.audit.attack import (
+    attacked_classes,
+    audit_models,
+    build_attacks,
+    discard_pictures,
+    load_court,
+    seeds_of,
+    verdict_of,
+)
 from mi_audit.audit.compare import compare
+from mi_audit.audit.counterfactual import check_counterfactual
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.measure import per_class
 from mi_audit.audit.plan import Plan
@@ -36,6 +45,7 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
     with open_scene(plan, "defend", progress or Silent()) as scene:
         builds = build_attacks(plan)
         defense = build_defense(plan)
+        check_counterfactual(scene, attacked_classes(scene), trains=True)
         start = public_start(scene, None)
         recipe = defend_recipe(scene)
         defense = resolve_freeze(scene, defense, start, recipe)

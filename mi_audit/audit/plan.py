@@ -126,7 +126,8 @@ class Plan:
         seed, seeds: First seed and number of them.
         evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
         verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
-        controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`.
+        controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`, `counterfactual`.
+        counterfactual: The target of the last: `auto` trains one, else a model reference.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
@@ -156,6 +157,7 @@ class Plan:
     evaluator_epochs: int | None = None
     verifier: str = "auto"
     controls: tuple[str, ...] = ("random", "permuted")
+    counterfactual: str = "auto"
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"

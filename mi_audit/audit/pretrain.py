@@ -138,5 +138,5 @@ def fresh_private_model(scene: Scene, start: PublicStart | None, seed: int) -> t
         scene.model.arch, num_classes=len(classes), channels=net.channels, size=net.size, mean=net.mean_values,
         std=net.std_values, seed=seed,
     )  # fmt: skip
-    facts = start.copy_into(model.classifier) if start else {"source": "fresh weights"}
+    facts: dict[str, object] = start.copy_into(model.classifier) if start else {"source": "fresh weights"}
     return replace(model, class_names=classes), facts

@@ -20,7 +20,7 @@ from mi_audit.core.verdict import Verdict as Verdict
 from mi_audit.core.verdict import VerifierFacts as VerifierFacts
 from mi_audit.core.verdict import Waiver as Waiver
 
-SCHEMA_VERSION = "1.1.0"  # additive changes raise the second figure, others the first
+SCHEMA_VERSION = "1.2.0"  # additive changes raise the second figure, others the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +127,7 @@ class AttackResult:
         flags: Reasons to distrust the numbers, such as an attack that did not converge.
         failed: Jobs that failed, with the error.
         over_control: The attack minus each of its controls, paired by class and seed; the protocol names the control.
+        note: What to know about how it was made, in sentences, such as what the model of a control was trained on.
     """
 
     name: str
@@ -144,6 +145,7 @@ class AttackResult:
     failed: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     over_control: tuple[Measurement, ...] = ()
+    note: str = ""
 
     def measurement(self, name: str) -> Measurement | None:
         """The measurement called `name`, or None."""

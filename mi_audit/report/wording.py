@@ -91,6 +91,12 @@ def isolates(name: str) -> str:
     return next((text for start, text in CONTROLS.items() if kind.startswith(start)), "")
 
 
+def notes(report: AuditReport) -> tuple[str, ...]:
+    """What there is to know about how controls were made, without repetition."""
+    made = [(attack.name.removeprefix("control:").partition(":")[0], attack.note) for attack in report.attacks]
+    return tuple(dict.fromkeys(f"Control {kind.replace('-', ' ')}: {note}" for kind, note in made if note))
+
+
 def metric_title(name: str) -> str:
     return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
 

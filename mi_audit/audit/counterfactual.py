@@ -1,0 +1,286 @@
+"""The control of a counterfactual target: the same attacks on a model that never met the attacked people.
+
+What they yield there has nothing to do with memorising these people; what they yield beyond it, does. The model is
+trained like the undefended twin of `defend`, or like the model under audit where its manifest says how that was
+trained; `mi_audit.audit.strangers` says on what. A model that its owner trained takes its place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from mi_audit.audit import registry
+from mi_audit.audit.control import COUNTERFACTUAL, chosen
+from mi_audit.audit.identify import identify
+from mi_audit.audit.judge import model_facts
+from mi_audit.audit.plan import ModelPlan
+from mi_audit.audit.pretrain import fresh_private_model, public_start
+from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
+from mi_audit.audit.runner import Contender, Runner, contender
+from mi_audit.audit.scene import Scene, as_settings, load_planned_model
+from mi_audit.audit.strangers import Purged, Seating, purged, seated
+from mi_audit.core.attack import Attack
+from mi_audit.core.dataset import Dataset
+from mi_audit.core.defense import Defense
+from mi_audit.core.errors import ConfigError, DataError, TargetError
+from mi_audit.core.report import ModelFacts, Quantity
+from mi_audit.store.files import digest
+from mi_audit.store.targets import LoadedModel
+from mi_audit.train.classifier import Recipe, accuracy
+
+VERSION = 1  # raised when the same settings would train another counterfactual target
+GIVE = "give --counterfactual MODEL, trained by you without the attacked people"
+WORSE = 0.10  # accuracy below the model under audit from which the floor is in doubt
+KNOWN = 0.50  # share of the attacked people's pictures put into their outputs, above which it seems to know them
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How much the counterfactual target and the model under audit recognise, as shares of held-out images.
+
+    Attributes:
+        own, audited: Each of the two, of people who are not attacked. When all are, strangers take their place, and
+            `audited` is None.
+        theirs, theirs_audited: The same, of the attacked people's images: how many are put into their outputs.
+    """
+
+    own: Quantity
+    audited: Quantity | None
+    theirs: Quantity
+    theirs_audited: Quantity
+
+
+def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool = False) -> None:
+    """Refuse what cannot work before anything slow begins; free when the control was not asked for.
+
+    Args:
+        scene: The plan, and the model under audit as the attacks will see it.
+        attacked: Labels of the attacked classes.
+        trains: The models under audit are trained in this run.
+
+    Raises:
+        ConfigError: The control and its model do not go together, or the model cannot be trained here.
+    """
+    wanted, given = "counterfactual" in chosen(scene.plan.controls), scene.plan.counterfactual
+    if given != "auto" and not wanted:
+        raise ConfigError(
+            "expected counterfactual among the controls, got a model for it alone; "
+            "add --controls random,permuted,counterfactual"
+        )
+    if given != "auto" and trains:
+        raise ConfigError(
+            f"expected no --counterfactual for models that are trained in this run, got {given}; leave it out, so that "
+            "one is trained for each of them"
+        )
+    if not wanted or given != "auto":
+        return
+    _rebuilt_defense(scene.model)
+    if scene.model.model_kwargs:
+        raise ConfigError(
+            f"expected an architecture without arguments for the control `counterfactual`, got {scene.model.arch} with "
+            f"{', '.join(scene.model.model_kwargs)}; {GIVE}"
+        )
+    try:
+        fresh_private_model(scene, None, seed=0)
+    except TargetError as error:
+        raise ConfigError(f"{error}; or {GIVE}") from error
+    if len(set(scene.splits.train.labels.tolist()) - set(attacked)) < 2:
+        lesson(scene, purged(scene, attacked), scene.plan.seed)
+
+
+def lesson(scene: Scene, left: Purged, seed: int) -> Seating:
+    """What the counterfactual target of `seed` is trained on.
+
+    Raises:
+        ConfigError: Fewer than two people are left to tell apart.
+    """
+    seating = seated(left, seed)
+    people = len(seating.splits.train.labels.unique())
+    if people < 2:
+        raise ConfigError(
+            f"expected two people or more to train a counterfactual target on, got {people}: "
+            f"{len(left.needs)} of {len(scene.splits.train.classes)} classes are attacked and no labelled public data "
+            f"take their place; attack fewer --classes, give --public in one folder per person, or {GIVE}"
+        )
+    return seating
+
+
+def without_attacked(runner: Runner) -> tuple[Runner, str]:
+    """The runner with the counterfactual target of every model, and a note on these targets for the report."""
+    scene = runner.scene
+    if scene.plan.counterfactual != "auto":
+        return _with_given(runner)
+    left = purged(scene, runner.attacked)
+    targets: dict[int, tuple[LoadedModel, ModelFacts]] = {}
+    seen: list[Seen] = []
+    for seed, (model, _) in runner.targets.items():
+        seating = lesson(scene, left, seed)
+        made, said = _trained(replace(scene, model=model, splits=seating.splits, public=left.public), seed)
+        seen.append(_seen(scene, made, model, runner.attacked, seating.splits.test))
+        targets[seed] = (made, model_facts(made, seen[-1].own, seed))
+    note = " ".join([said, _seats(seating, len(runner.attacked)), *_figures(seen)])  # alike under every seed
+    scene.progress.note(f"counterfactual target: {note}")
+    _doubts(scene, seen, seating, len(runner.attacked))
+    return replace(runner, targets=targets), note
+
+
+def counterfactual_control(name: str, attack: Attack[Any, Any], seeds: Sequence[int], note: str) -> Contender:
+    """A published attack on a model that never met the attacked people."""
+    one = contender(name, attack, seeds)
+    return replace(one, facts={**one.facts, "name": f"{COUNTERFACTUAL}:{name}", "role": "control", "note": note})
+
+
+def _trained(scene: Scene, seed: int) -> tuple[LoadedModel, str]:
+    """The target trained on the splits of `scene` like its model, kept by content, and how in a sentence."""
+    method, defense = _rebuilt_defense(scene.model)
+    recipe = _recipe(scene)
+    try:
+        start = public_start(scene, None)
+    except (ConfigError, DataError):
+        if scene.plan.defend.pretrained != "auto":
+            raise
+        start = None  # the public data carry no labels
+    net, splits = scene.model.classifier, scene.splits
+    key = digest(
+        "counterfactual", VERSION, scene.model.arch, net.size, net.channels, net.mean_values, net.std_values,
+        splits.train.fingerprint, splits.val.fingerprint, scene.size, {**asdict(recipe), "precision": ""}, method,
+        as_settings(defense) if defense else {}, start.facts["sha256"] if start else "", seed,
+    )  # fmt: skip
+    file = scene.cache.folder("counterfactuals", key) / "model.safetensors"
+    made = retrained(scene, Retraining(method, defense, start, recipe), seed, file, "counterfactual")
+    source = f"weights {start.facts['source']}" if start else "fresh weights"
+    defended = f" with the defense {method}" if defense else ""
+    how = f"Trained by this tool without the attacked people{defended}: {recipe.epochs} epochs on {len(splits.train)} "
+    return replace(made, ref="trained by mi-audit"), f"{how}images, starting from {source}."
+
+
+def _recipe(scene: Scene) -> Recipe:
+    """The recipe in the manifest of the model under audit when this tool trained it, else that of `defend`."""
+    stated = scene.model.defense.get("recipe")
+    if isinstance(stated, Mapping) and set(stated) == {field.name for field in fields(Recipe)}:
+        return Recipe(**{**stated, "precision": scene.plan.precision})
+    return defend_recipe(scene)
+
+
+def _rebuilt_defense(model: LoadedModel) -> tuple[str, Defense | None]:
+    """The defense that the model under audit declares, ready to train with.
+
+    Raises:
+        ConfigError: This tool does not have it, so that a model trained here would differ by more than the people.
+    """
+    name, settings = str(model.defense.get("method", "none")), model.defense.get("settings")
+    if name == "none":
+        return name, None
+    known = registry.defenses()
+    if name not in known or not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"expected a defense of this tool to train a counterfactual target with, got a model that declares {name}; "
+            f"{GIVE} and with that defense"
+        )
+    return name, registry.build("defense", known[name], name, dict(settings))
+
+
+def _with_given(runner: Runner) -> tuple[Runner, str]:
+    """The model that the user names, in the place of every target."""
+    scene, ref = runner.scene, runner.scene.plan.counterfactual
+    model = next(iter(runner.targets.values()))[0]
+    own_code = model.arch if model.arch.startswith("py:") else None
+    given = load_planned_model(ModelPlan(ref=ref, arch=own_code), scene.device)
+    outputs = model.classifier.num_classes
+    if given.sha256 == model.sha256:
+        raise ConfigError("expected a --counterfactual that is not the target, got the same weights; give another one")
+    if given.classifier.num_classes != outputs:
+        raise ConfigError(
+            f"expected a --counterfactual of {outputs} outputs, got {given.classifier.num_classes} from {ref}; keep "
+            "the outputs of the attacked people and train them on other people"
+        )
+    if given.arch != model.arch:
+        scene.warn(f"the counterfactual target is {given.arch}, the model is {model.arch}: the floor may be another")
+    others = _rows(scene.splits.test, runner.attacked, theirs=False)
+    if len(others):
+        given, _ = identify(given, others, scene.device)
+    elif given.alternatives:
+        raise ConfigError(
+            f"expected a --counterfactual of one architecture, got {ref} that fits "
+            f"{', '.join((given.arch, *given.alternatives))}; give one with a manifest or a sidecar"
+        )
+    seen = _seen(scene, given, model, runner.attacked, others)
+    said = f"{ref}, as given: it is for its owner to know that no attacked person is in its training data."
+    note = " ".join([said, *_figures([seen])])
+    scene.progress.note(f"counterfactual target: {note}")
+    _doubts(scene, [seen], None, len(runner.attacked))
+    return replace(runner, targets=dict.fromkeys(runner.targets, (given, model_facts(given, seen.own)))), note
+
+
+def _seen(scene: Scene, made: LoadedModel, model: LoadedModel, attacked: Sequence[int], held_out: Dataset) -> Seen:
+    """How the counterfactual target and the model under audit do on `held_out`, and on pictures of the attacked."""
+    theirs = _rows(scene.splits.test, attacked, theirs=True)
+    strangers = bool(torch.isin(held_out.labels, torch.tensor(attacked)).any())  # whom the model under audit never met
+    return Seen(
+        own=accuracy(made.classifier, held_out, scene.device),
+        audited=None if strangers else accuracy(model.classifier, held_out, scene.device),
+        theirs=accuracy(made.classifier, theirs, scene.device),
+        theirs_audited=accuracy(model.classifier, theirs, scene.device),
+    )
+
+
+def _rows(data: Dataset, attacked: Sequence[int], *, theirs: bool) -> Dataset:
+    """The images of the attacked people, or of all others."""
+    return data.select((torch.isin(data.labels, torch.tensor(attacked)) == theirs).nonzero().squeeze(1))
+
+
+def _seats(seating: Seating, attacked: int) -> str:
+    """Who is in the outputs of the attacked people."""
+    there, short = len(seating.strangers), len(seating.short)
+    if not there:
+        return f"The outputs of the {attacked} attacked people have no images: the public data have nobody for them."
+    sentence = f"Strangers from the public data stand in for {there} of the {attacked} attacked people"
+    return f"{sentence}, {short} of them with fewer images." if short else f"{sentence}."
+
+
+def _figures(seen: Sequence[Seen]) -> list[str]:
+    """The accuracies in sentences, as means over the seeds."""
+    first, said = seen[0], []
+    if first.own.count:
+        people = "strangers, as all people are attacked" if first.audited is None else "people who are not attacked"
+        beside = "" if first.audited is None else f" (the model under audit: {_mean([one.audited for one in seen])})"
+        said.append(
+            f"Accuracy {_mean([one.own for one in seen])} on {first.own.count} held-out images of {people}{beside}."
+        )
+    if first.theirs.count:
+        said.append(
+            f"It puts {_mean([one.theirs for one in seen])} of {first.theirs.count} held-out images of the attacked "
+            f"people into their outputs (the model under audit: {_mean([one.theirs_audited for one in seen])})."
+        )
+    return said
+
+
+def _mean(shares: Sequence[Quantity | None]) -> str:
+    return f"{fmean(share.value for share in shares if share is not None and share.value is not None):.1%}"
+
+
+def _doubts(scene: Scene, seen: Sequence[Seen], seating: Seating | None, attacked: int) -> None:
+    """Warn of what makes the floor too low or too high."""
+    if seating is not None and (empty := attacked - len(seating.strangers)):
+        scene.warn(
+            f"{empty} of the {attacked} outputs of attacked people are empty in the counterfactual target, so its "
+            "floor is too low; give --public in one folder per person, with as many people as are attacked"
+        )
+    for one in seen:
+        if one.audited is None or one.audited.value is None or one.own.value is None:
+            continue
+        if one.audited.value - one.own.value > WORSE:
+            scene.warn(
+                f"the counterfactual target recognises {one.own.value:.0%} of held-out images of people who are not "
+                f"attacked, the model under audit {one.audited.value:.0%}: its floor may be too low; train it longer "
+                f"with --set defend.epochs=N, or {GIVE}"
+            )
+        known = one.theirs.interval
+        if seating is None and known is not None and known.low > KNOWN:
+            scene.warn(
+                f"the counterfactual target puts {one.theirs.value:.0%} of the attacked people's held-out images into "
+                "their outputs: was it trained on them? Then its floor is too high"
+            )
