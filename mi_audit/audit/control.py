@@ -22,6 +22,7 @@ USUAL_PRIOR = "gmi-gan"  # the control of any other prior carries that prior's n
 PERMUTED, UNTRAINED = "control:permuted-labels", "control:untrained"
 COUNTERFACTUAL = "control:counterfactual"
 KINDS = ("random", "permuted", "untrained", "counterfactual")
+ATTACKED = ("untrained", "counterfactual")  # models of their own, on which every attack runs again
 BY_LABEL = ("attack-accuracy", "exposure")  # metrics that a permutation of the labels changes and a leak drives
 LEAKAGE = {"exposure": "leakage", "attack_acc1": "leakage_acc1"}  # name of the difference to a control
 

@@ -17,7 +17,7 @@ from mi_audit.audit.control import COUNTERFACTUAL, chosen
 from mi_audit.audit.identify import identify
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.plan import ModelPlan
-from mi_audit.audit.pretrain import fresh_private_model, public_start
+from mi_audit.audit.pretrain import fresh_private_model, is_labelled, public_start
 from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
 from mi_audit.audit.runner import Contender, Runner, contender
 from mi_audit.audit.scene import Scene, as_settings, load_planned_model
@@ -25,7 +25,7 @@ from mi_audit.audit.strangers import Purged, Seating, purged, seated
 from mi_audit.core.attack import Attack
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Defense
-from mi_audit.core.errors import ConfigError, DataError, TargetError
+from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.report import ModelFacts, Quantity
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel
@@ -77,7 +77,8 @@ def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool 
         )
     if not wanted or given != "auto":
         return
-    _rebuilt_defense(scene.model)
+    if not trains:
+        _rebuilt_defense(scene.model)
     if scene.model.model_kwargs:
         raise ConfigError(
             f"expected an architecture without arguments for the control `counterfactual`, got {scene.model.arch} with "
@@ -136,13 +137,9 @@ def counterfactual_control(name: str, attack: Attack[Any, Any], seeds: Sequence[
 def _trained(scene: Scene, seed: int) -> tuple[LoadedModel, str]:
     """The target trained on the splits of `scene` like its model, kept by content, and how in a sentence."""
     method, defense = _rebuilt_defense(scene.model)
-    recipe = _recipe(scene)
-    try:
-        start = public_start(scene, None)
-    except (ConfigError, DataError):
-        if scene.plan.defend.pretrained != "auto":
-            raise
-        start = None  # the public data carry no labels
+    recipe = counterfactual_recipe(scene)
+    starts = scene.plan.defend.pretrained != "auto" or is_labelled(scene.public)
+    start = public_start(scene, None) if starts else None
     net, splits = scene.model.classifier, scene.splits
     key = digest(
         "counterfactual", VERSION, scene.model.arch, net.size, net.channels, net.mean_values, net.std_values,
@@ -157,7 +154,7 @@ def _trained(scene: Scene, seed: int) -> tuple[LoadedModel, str]:
     return replace(made, ref="trained by mi-audit"), f"{how}images, starting from {source}."
 
 
-def _recipe(scene: Scene) -> Recipe:
+def counterfactual_recipe(scene: Scene) -> Recipe:
     """The recipe in the manifest of the model under audit when this tool trained it, else that of `defend`."""
     stated = scene.model.defense.get("recipe")
     if isinstance(stated, Mapping) and set(stated) == {field.name for field in fields(Recipe)}:

@@ -1,16 +1,19 @@
 """What a run would do and how long it would take, from a probe of a few steps."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
+from mi_audit.audit.control import ATTACKED, chosen
+from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_recipe
 from mi_audit.audit.fitting import cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.pretrain import is_labelled, labelled_public, start_recipe
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.retrain import defend_recipe
 from mi_audit.audit.runner import default_batch
@@ -50,8 +53,11 @@ def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Est
     with open_scene(plan, kind, progress or Silent(), dry=True) as scene:
         private, attacked = whole(scene.splits), attacked_classes(scene)
         sides = 2 if kind == "defend" else 1  # the undefended twin and the defended model
-        attacks = list(_attacks(scene, len(attacked) * plan.seeds * sides))
-        jobs = len(attacks) * -(-len(attacked) // plan.chunk) * plan.seeds * sides
+        check_counterfactual(scene, attacked, trains=kind == "defend")
+        again = [name for name in chosen(plan.controls) if name in ATTACKED]
+        attacks = list(_attacks(scene, len(attacked) * plan.seeds * sides, again))
+        rounds = len(plan.attacks) * (1 + len(again))
+        jobs = rounds * -(-len(attacked) // plan.chunk) * plan.seeds * sides
         parts = [*_priors(scene), *_trainings(scene, kind), *attacks]
         seconds = round(sum(spent for _, spent in parts), 1)
         net = scene.model.classifier
@@ -75,9 +81,18 @@ def _trainings(scene: Scene, kind: str) -> Iterator[tuple[str, float]]:
         yield f"evaluator {arch} (once)", _training_seconds(scene, arch, recipe)
     if (lesson := verifier_lesson(scene, (scene.model,))) is not None:
         yield f"verifier {lesson.arch} (once)", _training_seconds(scene, lesson.arch, lesson.recipe, lesson.data)
+    counterfactual = "counterfactual" in plan.controls and plan.counterfactual == "auto"
+    if (kind == "defend" or counterfactual) and plan.defend.pretrained == "auto" and is_labelled(scene.public):
+        data = labelled_public(scene.public)
+        yield "public start (once)", _training_seconds(scene, scene.model.arch, start_recipe(scene, data), data)
     if kind == "defend":
         seconds = _training_seconds(scene, scene.model.arch, defend_recipe(scene))
         yield f"training of {2 * plan.seeds} models", 2 * plan.seeds * seconds
+    if counterfactual:
+        recipe = defend_recipe(scene) if kind == "defend" else counterfactual_recipe(scene)
+        models = plan.seeds * (2 if kind == "defend" else 1)
+        seconds = _training_seconds(scene, scene.model.arch, recipe)  # as many images, where there are strangers
+        yield f"training of {models} counterfactual models (once)", models * seconds
 
 
 def _training_seconds(scene: Scene, arch: str, recipe: Recipe, data: Dataset | None = None) -> float:
@@ -109,10 +124,14 @@ def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
         yield f"prior {name}, {steps:,} steps (once)", steps * per_step
 
 
-def _attacks(scene: Scene, latents: int) -> Iterator[tuple[str, float]]:
+def _attacks(scene: Scene, latents: int, again: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Every attack, and its runs against other models as the controls in `again`."""
     for name, attack in build_attacks(scene.plan).items():
         steps = attack.sample_steps * latents
-        yield f"attack {name}, {steps:,} image-steps", steps * _step_seconds(scene, _fit_shortly(scene, attack.prior))
+        seconds = steps * _step_seconds(scene, _fit_shortly(scene, attack.prior))
+        yield f"attack {name}, {steps:,} image-steps", seconds
+        for control in again:
+            yield f"control {control} of {name}, {steps:,} image-steps", seconds
 
 
 def _fit_shortly(scene: Scene, name: str) -> Prior:

@@ -11,7 +11,7 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn.classifier import Classifier
 from mi_audit.store.files import digest
-from mi_audit.store.splits import split
+from mi_audit.store.splits import FEWEST, split
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
 from mi_audit.train.classifier import Recipe, accuracy, fit
 
@@ -81,15 +81,26 @@ def labelled_public(public: Dataset) -> Dataset:
     return replace(chosen, labels=labels, classes=tuple(public.classes[label] for label in kept))
 
 
-def _trained(scene: Scene, epochs: int | None) -> PublicStart:
-    data = labelled_public(scene.public)
-    parts = split(data, seed=SEED)
-    recipe = Recipe(
+def is_labelled(public: Dataset) -> bool:
+    """Whether the public data tell people apart, so that a start can be trained on them."""
+    counts = Counter(public.labels.tolist()).values()
+    return sum(count >= FEWEST_PICTURES for count in counts) >= 2 and max(counts) >= FEWEST
+
+
+def start_recipe(scene: Scene, data: Dataset, epochs: int | None = None) -> Recipe:
+    """How the start is trained on `data`."""
+    return Recipe(
         epochs=epochs or (8 if scene.size <= 40 else 30),
         lr=0.05,
         augment="faces" if data.channels == 3 else "shift",
         precision=scene.plan.precision,
     )
+
+
+def _trained(scene: Scene, epochs: int | None) -> PublicStart:
+    data = labelled_public(scene.public)
+    parts = split(data, seed=SEED)
+    recipe = start_recipe(scene, data, epochs)
     base = scene.model
     key = digest(
         "public start",

@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mi_audit.audit.pretrain import labelled_public
+from mi_audit.audit.pretrain import is_labelled, labelled_public
 from mi_audit.audit.scene import Scene, whole
 from mi_audit.core.dataset import Dataset, Splits
-from mi_audit.core.errors import ConfigError
 from mi_audit.store.files import digest
 from mi_audit.store.overlap import copies
 
@@ -80,28 +79,18 @@ def seated(left: Purged, seed: int) -> Seating:
     A stranger has as many images as the person had, where the public data hold a free class of that size, else as many
     as the largest free class has. Nobody gets an output whom the private data hold under the same name.
     """
-    public, classes = _labelled(left.public), list(left.splits.train.classes)
-    drawn = _drawn(left, public, seed) if public is not None else {}
-    found: list[tuple[list[Dataset], int]] = []
-    for label, stranger in drawn.items():
-        assert public is not None
-        rows = _in_order((public.labels == stranger).nonzero().squeeze(1), seed)
-        sizes = _sizes(left.needs[label], len(rows))
-        pictures = [replace(public.select(part), labels=torch.full_like(part, label)) for part in rows.split(sizes)]
-        found.append((pictures[:3], label))
-    strangers = {label: public.classes[stranger] for label, stranger in drawn.items()} if public is not None else {}
-    for label in left.needs:
-        classes[label] = f"{strangers[label]} (public)" if label in strangers else NOBODY
-    mark = digest(
-        "counterfactual", left.public.fingerprint, seed, sorted(strangers.items()), sorted(left.needs.items())
-    )
-    parts = (left.splits.train, left.splits.val, left.splits.test)
-    used = (True, True, not len(left.splits.test))  # nobody is left to test on when all are attacked
-    train, val, test = (
-        _joined(part, [pictures[place] for pictures, _ in found if used[place]], tuple(classes), mark)
-        for place, part in enumerate(parts)
-    )
-    short = tuple(label for pictures, label in found if sum(map(len, pictures)) < sum(left.needs[label]))
+    public = labelled_public(left.public) if is_labelled(left.public) else left.public.select(torch.arange(0))
+    drawn = _drawn(left, public, seed)
+    strangers = {label: public.classes[stranger] for label, stranger in drawn.items()}
+    pictures = {label: _pictures(public, stranger, label, left.needs[label], seed) for label, stranger in drawn.items()}
+    names = {label: f"{strangers[label]} (public)" if label in strangers else NOBODY for label in left.needs}
+    classes = tuple(names.get(label, name) for label, name in enumerate(left.splits.train.classes))
+    mark = digest("counterfactual", left.public.fingerprint, seed, sorted(names.items()), sorted(left.needs.items()))
+    train = _joined(left.splits.train, [parts[0] for parts in pictures.values()], classes, mark)
+    val = _joined(left.splits.val, [parts[1] for parts in pictures.values()], classes, mark)
+    everybody = not len(left.splits.test)  # is attacked, so that only strangers are left to test on
+    test = _joined(left.splits.test, [parts[2] for parts in pictures.values() if everybody], classes, mark)
+    short = tuple(label for label, parts in pictures.items() if sum(map(len, parts)) < sum(left.needs[label]))
     return Seating(Splits(train, val, test), strangers, short)
 
 
@@ -116,19 +105,12 @@ def _others(data: Dataset, gone: Sequence[int], theirs: Dataset) -> Dataset:
     return replace(data.select(rows), fingerprint=digest("some of", data.fingerprint, rows.tolist()))
 
 
-def _labelled(public: Dataset) -> Dataset | None:
-    try:
-        return labelled_public(public)
-    except ConfigError:
-        return None
-
-
 def _drawn(left: Purged, public: Dataset, seed: int) -> dict[int, int]:
     """The public class for each attacked one; people with many images choose first, because few strangers have them."""
     sizes = public.labels.bincount(minlength=len(public.classes)).tolist()
     key = f"{left.splits.train.fingerprint}/{public.fingerprint}/{seed}"
     known = set(left.splits.train.classes)
-    free = [label for label, name in enumerate(public.classes) if name not in known]
+    free = [label for label, name in enumerate(public.classes) if sizes[label] and name not in known]
     free.sort(key=lambda label: hashlib.sha256(f"{key}/{public.classes[label]}".encode()).digest())
     drawn: dict[int, int] = {}
     for slot in sorted(left.needs, key=lambda label: (-sum(left.needs[label]), label)):
@@ -139,8 +121,12 @@ def _drawn(left: Purged, public: Dataset, seed: int) -> dict[int, int]:
     return dict(sorted(drawn.items()))
 
 
-def _in_order(rows: torch.Tensor, seed: int) -> torch.Tensor:
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+def _pictures(public: Dataset, stranger: int, label: int, need: Need, seed: int) -> tuple[Dataset, ...]:
+    """The stranger's images under the label of the person, for train, val and test."""
+    rows = (public.labels == stranger).nonzero().squeeze(1)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    parts = rows.split(_sizes(need, len(rows)))
+    return tuple(replace(public.select(part), labels=torch.full_like(part, label)) for part in parts[:3])
 
 
 def _sizes(need: Need, there: int) -> list[int]:
