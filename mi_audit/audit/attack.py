@@ -11,7 +11,7 @@ from mi_audit import __version__
 from mi_audit.audit import registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
-from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_control, without_attacked
+from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_control, doubted, without_attacked
 from mi_audit.audit.fitting import FittedPrior, fit_prior
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
@@ -177,7 +177,7 @@ def run_all(
         for name, attack in builds.items():
             fitted = fitted_priors(scene, attack.prior, other[0].targets)
             found, jobs = other[0].measured(counterfactual_control(name, attack, seeds, other[1]), fitted)
-            others += found
+            others += map(doubted, found)
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors
 

@@ -16,6 +16,7 @@ from mi_audit.audit import registry
 from mi_audit.audit.control import COUNTERFACTUAL, chosen
 from mi_audit.audit.identify import identify
 from mi_audit.audit.judge import model_facts
+from mi_audit.audit.measure import CONVERGED
 from mi_audit.audit.plan import ModelPlan
 from mi_audit.audit.pretrain import fresh_private_model, is_labelled, public_start
 from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
@@ -26,7 +27,7 @@ from mi_audit.core.attack import Attack
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Defense
 from mi_audit.core.errors import ConfigError, TargetError
-from mi_audit.core.report import ModelFacts, Quantity
+from mi_audit.core.report import AttackResult, ModelFacts, Quantity
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel
 from mi_audit.train.classifier import Recipe, accuracy
@@ -89,10 +90,10 @@ def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool 
     except TargetError as error:
         raise ConfigError(f"{error}; or {GIVE}") from error
     if len(set(scene.splits.train.labels.tolist()) - set(attacked)) < 2:
-        lesson(scene, purged(scene, attacked), scene.plan.seed)
+        lesson(purged(scene.splits, scene.public, attacked), scene.plan.seed)
 
 
-def lesson(scene: Scene, left: Purged, seed: int) -> Seating:
+def lesson(left: Purged, seed: int) -> Seating:
     """What the counterfactual target of `seed` is trained on.
 
     Raises:
@@ -103,7 +104,7 @@ def lesson(scene: Scene, left: Purged, seed: int) -> Seating:
     if people < 2:
         raise ConfigError(
             f"expected two people or more to train a counterfactual target on, got {people}: "
-            f"{len(left.needs)} of {len(scene.splits.train.classes)} classes are attacked and no labelled public data "
+            f"{len(left.needs)} of {len(left.splits.train.classes)} classes are attacked and no labelled public data "
             f"take their place; attack fewer --classes, give --public in one folder per person, or {GIVE}"
         )
     return seating
@@ -114,11 +115,11 @@ def without_attacked(runner: Runner) -> tuple[Runner, str]:
     scene = runner.scene
     if scene.plan.counterfactual != "auto":
         return _with_given(runner)
-    left = purged(scene, runner.attacked)
+    left = purged(scene.splits, scene.public, runner.attacked)
     targets: dict[int, tuple[LoadedModel, ModelFacts]] = {}
     seen: list[Seen] = []
     for seed, (model, _) in runner.targets.items():
-        seating = lesson(scene, left, seed)
+        seating = lesson(left, seed)
         made, said = _trained(replace(scene, model=model, splits=seating.splits, public=left.public), seed)
         seen.append(_seen(scene, made, model, runner.attacked, seating.splits.test))
         targets[seed] = (made, model_facts(made, seen[-1].own, seed))
@@ -132,6 +133,18 @@ def counterfactual_control(name: str, attack: Attack[Any, Any], seeds: Sequence[
     """A published attack on a model that never met the attacked people."""
     one = contender(name, attack, seeds)
     return replace(one, facts={**one.facts, "name": f"{COUNTERFACTUAL}:{name}", "role": "control", "note": note})
+
+
+def doubted(result: AttackResult) -> AttackResult:
+    """The control with a flag when its attack did not converge, so that it found less than it could have."""
+    accepted = result.measurement("target_acceptance")
+    if accepted is None or accepted.value is None or accepted.value >= CONVERGED:
+        return result
+    flag = (
+        f"NOT_CONVERGED: the counterfactual target accepts {accepted.value:.0%} of these reconstructions, expected at "
+        f"least {CONVERGED:.0%}; the floor may be too low"
+    )
+    return replace(result, flags=(*result.flags, flag))
 
 
 def _trained(scene: Scene, seed: int) -> tuple[LoadedModel, str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mi_audit.audit.pretrain import is_labelled, labelled_public
-from mi_audit.audit.scene import Scene, whole
+from mi_audit.audit.scene import whole
 from mi_audit.core.dataset import Dataset, Splits
 from mi_audit.store.files import digest
 from mi_audit.store.overlap import copies
@@ -57,20 +57,19 @@ class Seating:
     short: tuple[int, ...]
 
 
-def purged(scene: Scene, attacked: Sequence[int]) -> Purged:
+def purged(splits: Splits, public: Dataset, attacked: Sequence[int]) -> Purged:
     """Private and public data without the people in `attacked`, as far as pictures and names tell who they are."""
-    private, splits = whole(scene.splits), scene.splits
+    private = whole(splits)
     theirs = private.select(torch.isin(private.labels, torch.tensor(attacked)).nonzero().squeeze(1))
     names = [private.classes[label] for label in attacked]
     parts = (splits.train, splits.val, splits.test)
     counts = [part.labels.bincount(minlength=len(private.classes)) for part in parts]
     train, val, test = (_others(part, attacked, theirs) for part in parts)
-    same_name = [label for label, name in enumerate(scene.public.classes) if name in names]
-    public = _others(scene.public, same_name, theirs)
+    same_name = [label for label, name in enumerate(public.classes) if name in names]
     needs: dict[int, Need] = {
         label: (int(counts[0][label]), int(counts[1][label]), int(counts[2][label])) for label in attacked
     }
-    return Purged(Splits(train, val, test), public, needs)
+    return Purged(Splits(train, val, test), _others(public, same_name, theirs), needs)
 
 
 def seated(left: Purged, seed: int) -> Seating:
