@@ -91,10 +91,19 @@ def isolates(name: str) -> str:
     return next((text for start, text in CONTROLS.items() if kind.startswith(start)), "")
 
 
-def notes(report: AuditReport) -> tuple[str, ...]:
+def notes(result: AuditReport | Comparison) -> tuple[str, ...]:
     """What there is to know about how controls were made, without repetition."""
-    made = [(attack.name.removeprefix("control:").partition(":")[0], attack.note) for attack in report.attacks]
-    return tuple(dict.fromkeys(f"Control {kind.replace('-', ' ')}: {note}" for kind, note in made if note))
+    if isinstance(result, Comparison):
+        sides = (("Before: control", result.before), ("After: control", result.after))
+    else:
+        sides = (("Control", result),)
+    made = [
+        f"{side} {attack.name.removeprefix('control:').partition(':')[0].replace('-', ' ')}: {attack.note}"
+        for side, report in sides
+        for attack in report.attacks
+        if attack.note
+    ]
+    return tuple(dict.fromkeys(made))
 
 
 def metric_title(name: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from mi_audit.audit import counterfactual as module
 from mi_audit.audit import pretrain, retrain
@@ -22,7 +23,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.quantity import Measurement
 from mi_audit.core.report import AuditReport
 from mi_audit.store.results import read_result
-from mi_audit.store.targets import load_model, save_model
+from mi_audit.store.targets import load_model, new_model, save_model
 from mi_audit.train.classifier import Recipe
 from tests.audit.test_control import result
 from tests.world import defend_plan, digit_plan
@@ -87,7 +88,9 @@ def test_no_trainer_of_the_control_is_given_a_picture_of_an_attacked_person(run,
 
 
 def test_the_outputs_of_attacked_people_keep_their_index_and_others_keep_everything(run, scene):
-    for train, _, _ in [one for one in run[2] if len(one[0].classes) == 5 and "(public)" in one[0].classes[0]]:
+    targets = [one for one in run[2] if "(public)" in one[0].classes[0]]
+    assert len(targets) == 2
+    for train, _, _ in targets:
         assert sorted(train.labels.unique().tolist()) == [0, 1, 2, 3, 4]
         assert [name for name in train.classes if "(public)" not in name] == ["1", "2", "4"]
         mine, ours = scene.splits.train, train
@@ -160,6 +163,32 @@ def test_models_of_this_tool_are_retrained_by_their_own_recipe_and_defense(scene
     assert counterfactual_recipe(replace(scene, model=replace(scene.model, defense={"recipe": {}}))).epochs == 2
 
 
+def test_a_defended_model_is_compared_with_one_of_the_same_defense(scene):
+    stated = {"method": "tldmi", "settings": {"freeze": "80%"}, "recipe": Recipe(epochs=1, precision="32").__dict__}
+    defended = replace(runner(scene), targets={0: (replace(scene.model, defense=stated), None)})
+    made, note = without_attacked(defended)
+    assert "with the defense tldmi: 1 epochs" in note
+    assert made.targets[0][0].defense["settings"] == {"freeze": "80%"}
+
+
+def own_network(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(256, num_classes))
+
+
+def test_a_network_of_the_users_own_code_is_trained_too(scene):
+    own = own_model()
+    made, note = without_attacked(replace(runner(scene), targets={0: (own, None)}))
+    assert made.targets[0][0].arch == own.arch and "starting from weights trained on 5 public classes" in note
+
+
+def own_model():
+    return new_model(
+        "py:tests.audit.test_counterfactual:own_network", num_classes=5, channels=1, size=32, mean=(0.5,), std=(0.5,),
+        seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
 def test_both_sides_of_a_defense_have_a_target_of_their_own(cache, tmp_path):
     plan = defend_plan(tmp_path / "run", cache)
     plan = replace(plan, controls=("counterfactual",), attacks=plan.attacks[:1], metrics=("attack-accuracy",))
