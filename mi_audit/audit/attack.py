@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -11,7 +11,14 @@ from mi_audit import __version__
 from mi_audit.audit import registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
-from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_control, doubted, without_attacked
+from mi_audit.audit.counterfactual import (
+    Counterfactual,
+    check_counterfactual,
+    counterfactual,
+    counterfactual_control,
+    doubted,
+)
+from mi_audit.audit.exposed import NAME, drawing_order
 from mi_audit.audit.fitting import FittedPrior, fit_prior
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
@@ -21,6 +28,7 @@ from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.runner import Runner, Targets, contender, random_control, untrained, untrained_control
 from mi_audit.audit.scene import Scene, open_scene
+from mi_audit.audit.stopping import enough_people, stops_early
 from mi_audit.audit.validity import check
 from mi_audit.audit.verifier import Verifier, load_verifier
 from mi_audit.core.attack import Attack
@@ -104,15 +112,46 @@ def build_attacks(plan: Plan) -> dict[str, Attack[Any, Any]]:
 
 
 def audit_models(
-    scene: Scene, targets: Targets, court: Court, builds: Mapping[str, Attack[Any, Any]], folder: str = ""
+    scene: Scene,
+    targets: Targets,
+    court: Court,
+    builds: Mapping[str, Attack[Any, Any]],
+    folder: str = "",
+    people: Sequence[int] = (),
 ) -> AuditReport:
-    """Attack one model per seed with every attack, add the controls, and measure; pictures go below `folder`."""
-    attacked = attacked_classes(scene)
+    """Attack one model per seed with every attack, add the controls, and measure; pictures go below `folder`.
+
+    The classes are `people`; by default those of the plan, or as many of them as a sequential gate needs.
+    """
+    planned = attacked_classes(scene)
+    other = counterfactual(scene, targets, planned)
+    if not people and stops_early(scene.plan):
+        sketch = replace(scene, plan=replace(scene.plan, metrics=(NAME,), images="none"))
+        people = enough_people(
+            drawing_order(planned, next(facts for _, facts in targets.values()).sha256),
+            scene.plan.chunk,
+            lambda some: _audit(sketch, targets, court, builds, folder, some, other),
+            scene.plan.decision,
+            scene.progress,
+        )
+    report = _audit(scene, targets, court, builds, folder, people or planned, other)
+    return replace(report, planned=planned if len(report.attacked) < len(planned) else ())
+
+
+def _audit(
+    scene: Scene,
+    targets: Targets,
+    court: Court,
+    builds: Mapping[str, Attack[Any, Any]],
+    folder: str,
+    attacked: Sequence[int],
+    other: Counterfactual | None,
+) -> AuditReport:
     verifier = court.verifier
     judge = as_judge(court.model, scene.device)
     gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
     runner = Runner(scene, targets, gallery, attacked, folder)
-    results, ids, priors = run_all(runner, builds)
+    results, ids, priors = run_all(runner, builds, other)
     flags = check(scene, targets, attacked, results, builds, verifier.facts)
     used = [prior for fitted in priors.values() for prior in fitted.values()]
     private, public = scene.data_facts()
@@ -130,7 +169,7 @@ def audit_models(
         overlap=scene.overlap,
         priors=tuple({prior.facts.sha256: prior.facts for prior in used}.values()),
         classes=scene.splits.train.classes,
-        attacked=attacked,
+        attacked=tuple(sorted(attacked)),
         attacks=tuple(results),
         warnings=tuple(scene.warnings),
         limits=LIMITS,
@@ -141,7 +180,7 @@ def audit_models(
 
 
 def run_all(
-    runner: Runner, builds: Mapping[str, Attack[Any, Any]]
+    runner: Runner, builds: Mapping[str, Attack[Any, Any]], other: Counterfactual | None = None
 ) -> tuple[tuple[AttackResult, ...], list[str], dict[str, dict[int, FittedPrior]]]:
     """Every attack and every control of the plan: results, attacks first; ids of the jobs; priors by name and seed."""
     scene, targets = runner.scene, runner.targets
@@ -153,7 +192,6 @@ def run_all(
     permuted: list[AttackResult] = []
     others: list[AttackResult] = []
     ids: list[str] = []
-    other = without_attacked(runner) if "counterfactual" in kinds else None  # first, as it may fail
     for name, attack in builds.items():
         if attack.prior not in priors:
             priors[attack.prior] = fitted_priors(scene, attack.prior, targets)
@@ -175,8 +213,9 @@ def run_all(
             ids += jobs
     if other is not None:
         for name, attack in builds.items():
-            fitted = fitted_priors(scene, attack.prior, other[0].targets)
-            found, jobs = other[0].measured(counterfactual_control(name, attack, seeds, other[1]), fitted)
+            fitted = fitted_priors(scene, attack.prior, other.targets)
+            control = counterfactual_control(name, attack, seeds, other.note)
+            found, jobs = replace(runner, targets=other.targets).measured(control, fitted)
             others += map(doubted, found)
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors

@@ -12,7 +12,7 @@ from mi_audit.audit.exposed import Identities, drawn_at_random, exposed_by_attac
 from mi_audit.audit.plan import DecisionPlan
 from mi_audit.core.report import AuditReport, Exposure, Outcome, Quantity, RuleResult
 from mi_audit.nn import exact
-from mi_audit.nn.exposure_bounds import Bounds, fixed_bounds, sequential_bounds
+from mi_audit.nn.exposure_bounds import Bounds, fixed_bounds, sequential_bounds, upper_bound
 
 RULE = "audit-v1"
 COPIES = "near_duplicates"
@@ -59,19 +59,29 @@ def judge_exposure(
         decision: tau, alpha, and whether to stop early.
         weak: Reasons to distrust a low number; used when the audit has no validity checks of its own.
     """
-    found, total = exposed_by_attacks(report), len(report.classes)
-    sensitivity = _sensitivity(report)
-    bounds = (sequential_bounds if decision.sequential else fixed_bounds)(
-        _outcomes(found), total, decision.tau, decision.alpha, sensitivity
-    )
-    control = strongest_control(report, found, decision.alpha)
+    found, bounds, control = _counted(report, decision)
     problems = problems_of(report, decision, control, weak)
-    exposure = _exposure(found, bounds, total, control, decision, sensitivity)
+    exposure = _exposure(report, found, bounds, control, decision)
     outcome, ending = _decide(bounds, problems, control, decision)
     rule = RuleResult(
         id=RULE, when=f"exposure > {decision.tau:g}", outcome=outcome, reason=f"{sentence(exposure)}: {ending}"
     )
     return (rule, *_copies(report)), exposure, tuple(dict.fromkeys((*problems.low, *problems.high)))
+
+
+def settled(report: AuditReport, decision: DecisionPlan) -> bool:
+    """Whether attacking more people could no longer change what the policy says, so that a sequential run may stop.
+
+    The evidence has to decide, and the controls have to be known well enough for it to count. Other objections, such as
+    a weak verifier, do not go away by attacking more people.
+    """
+    _, bounds, control = _counted(report, decision)
+    if bounds.state == "CONTINUE":
+        return False
+    if control.found is None:
+        return True
+    explained = bounds.state == "FAIL" and control.p_value >= decision.alpha
+    return not explained and control.upper <= decision.tau / 2
 
 
 def sentence(exposure: Exposure) -> str:
@@ -110,7 +120,7 @@ def problems_of(report: AuditReport, decision: DecisionPlan, control: Control, w
     return Problems(low=tuple(low + high), high=tuple(high))
 
 
-def strongest_control(report: AuditReport, found: Identities, alpha: float) -> Control:
+def strongest_control(report: AuditReport, found: Identities, decision: DecisionPlan) -> Control:
     """The control with the most exposed identities, and the least significant difference over all controls."""
     controls = exposed_by_controls(report)
     if not controls:
@@ -120,8 +130,21 @@ def strongest_control(report: AuditReport, found: Identities, alpha: float) -> C
         exact.mcnemar_more(len(control.exposed - found.exposed), len(found.exposed - control.exposed))
         for control in controls.values()
     ]
-    upper = exact.upper_share(worst.worst, len(worst.attempted), len(report.classes), alpha)
+    upper = upper_bound(_outcomes(worst)[0], len(report.classes), decision.alpha, _peeks(report, decision))
     return Control(found=worst, upper=upper, p_value=max(p_values))
+
+
+def _counted(report: AuditReport, decision: DecisionPlan) -> tuple[Identities, Bounds, Control]:
+    found = exposed_by_attacks(report)
+    bounds = (sequential_bounds if _peeks(report, decision) else fixed_bounds)(
+        _outcomes(found), len(report.classes), decision.tau, decision.alpha, _sensitivity(report)
+    )
+    return found, bounds, strongest_control(report, found, decision)
+
+
+def _peeks(report: AuditReport, decision: DecisionPlan) -> bool:
+    """Whether bounds have to hold at any stopping time; always so for a run that did stop early."""
+    return decision.sequential or bool(report.planned)
 
 
 def _sensitivity(report: AuditReport) -> float:
@@ -168,14 +191,15 @@ def _outcomes(found: Identities) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _exposure(
-    found: Identities, bounds: Bounds, total: int, control: Control, decision: DecisionPlan, sensitivity: float
+    report: AuditReport, found: Identities, bounds: Bounds, control: Control, decision: DecisionPlan
 ) -> Exposure:
     seen = found.attempted[: bounds.seen]
     exposed = len(found.exposed.intersection(seen))
+    sensitivity = _sensitivity(report)
     return Exposure(
         exposed=exposed,
         attacked=len(seen),
-        total=total,
+        total=len(report.classes),
         missing=len(found.unknown.intersection(seen)),
         value=exposed / len(seen),
         lower=bounds.lower,
@@ -186,7 +210,7 @@ def _exposure(
         tau=decision.tau,
         alpha=decision.alpha,
         method=bounds.method,
-        sequential=decision.sequential,
+        sequential=_peeks(report, decision),
         more=bounds.more,
     )
 

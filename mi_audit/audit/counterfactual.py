@@ -20,7 +20,7 @@ from mi_audit.audit.measure import CONVERGED
 from mi_audit.audit.plan import ModelPlan
 from mi_audit.audit.pretrain import fresh_private_model, is_labelled, public_start
 from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
-from mi_audit.audit.runner import Contender, Runner, contender
+from mi_audit.audit.runner import Contender, Targets, contender
 from mi_audit.audit.scene import Scene, as_settings, load_planned_model
 from mi_audit.audit.strangers import Purged, Seating, purged, seated
 from mi_audit.core.attack import Attack
@@ -36,6 +36,19 @@ VERSION = 1  # raised when the same settings would train another counterfactual 
 GIVE = "give --counterfactual MODEL, trained by you without the attacked people"
 WORSE = 0.10  # accuracy below the model under audit from which the floor is in doubt
 KNOWN = 0.50  # share of the attacked people's pictures put into their outputs, above which it seems to know them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counterfactual:
+    """The targets that never met the attacked people.
+
+    Attributes:
+        targets: One per seed.
+        note: What they were trained on and how good they are, for the report.
+    """
+
+    targets: Targets
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +123,27 @@ def lesson(left: Purged, seed: int) -> Seating:
     return seating
 
 
-def without_attacked(runner: Runner) -> tuple[Runner, str]:
-    """The runner with the counterfactual target of every model, and a note on these targets for the report."""
-    scene = runner.scene
+def counterfactual(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfactual | None:
+    """The counterfactual target of every model, without `people`; None when the control was not asked for.
+
+    `people` are all whom the plan attacks, even where a sequential gate stops before the last of them.
+    """
+    if "counterfactual" not in chosen(scene.plan.controls):
+        return None
     if scene.plan.counterfactual != "auto":
-        return _with_given(runner)
-    left = purged(scene.splits, scene.public, runner.attacked)
-    targets: dict[int, tuple[LoadedModel, ModelFacts]] = {}
+        return _given(scene, targets, people)
+    left = purged(scene.splits, scene.public, people)
+    made: dict[int, tuple[LoadedModel, ModelFacts]] = {}
     seen: list[Seen] = []
-    for seed, (model, _) in runner.targets.items():
+    for seed, (model, _) in targets.items():
         seating = lesson(left, seed)
-        made, said = _trained(replace(scene, model=model, splits=seating.splits, public=left.public), seed)
-        seen.append(_seen(scene, made, model, runner.attacked, seating.splits.test))
-        targets[seed] = (made, model_facts(made, seen[-1].own, seed))
-    note = " ".join([said, _seats(seating, len(runner.attacked)), *_figures(seen)])  # alike under every seed
+        net, said = _trained(replace(scene, model=model, splits=seating.splits, public=left.public), len(people), seed)
+        seen.append(_seen(scene, net, model, people, seating.splits.test))
+        made[seed] = (net, model_facts(net, seen[-1].own, seed))
+    note = " ".join([said, _seats(seating), *_figures(seen)])  # alike under every seed
     scene.progress.note(f"counterfactual target: {note}")
-    _doubts(scene, seen, seating, len(runner.attacked))
-    return replace(runner, targets=targets), note
+    _doubts(scene, seen, seating, len(people))
+    return Counterfactual(made, note)
 
 
 def counterfactual_control(name: str, attack: Attack[Any, Any], seeds: Sequence[int], note: str) -> Contender:
@@ -147,7 +164,7 @@ def doubted(result: AttackResult) -> AttackResult:
     return replace(result, flags=(*result.flags, flag))
 
 
-def _trained(scene: Scene, seed: int) -> tuple[LoadedModel, str]:
+def _trained(scene: Scene, people: int, seed: int) -> tuple[LoadedModel, str]:
     """The target trained on the splits of `scene` like its model, kept by content, and how in a sentence."""
     method, defense = _rebuilt_defense(scene.model)
     recipe = counterfactual_recipe(scene)
@@ -163,8 +180,11 @@ def _trained(scene: Scene, seed: int) -> tuple[LoadedModel, str]:
     made = retrained(scene, Retraining(method, defense, start, recipe), seed, file, "counterfactual")
     source = f"weights {start.facts['source']}" if start else "fresh weights"
     defended = f" with the defense {method}" if defense else ""
-    how = f"Trained by this tool without the attacked people{defended}: {recipe.epochs} epochs on {len(splits.train)} "
-    return replace(made, ref="trained by mi-audit"), f"{how}images, starting from {source}."
+    said = (
+        f"Trained by this tool{defended} without the {people} people to attack: {recipe.epochs} epochs on "
+        f"{len(splits.train)} images, starting from {source}."
+    )
+    return replace(made, ref="trained by mi-audit"), said
 
 
 def counterfactual_recipe(scene: Scene) -> Recipe:
@@ -193,10 +213,9 @@ def _rebuilt_defense(model: LoadedModel) -> tuple[str, Defense | None]:
     return name, registry.build("defense", known[name], name, dict(settings))
 
 
-def _with_given(runner: Runner) -> tuple[Runner, str]:
+def _given(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfactual:
     """The model that the user names, in the place of every target."""
-    scene, ref = runner.scene, runner.scene.plan.counterfactual
-    model = next(iter(runner.targets.values()))[0]
+    ref, model = scene.plan.counterfactual, next(iter(targets.values()))[0]
     own_code = model.arch if model.arch.startswith("py:") else None
     given = load_planned_model(ModelPlan(ref=ref, arch=own_code), scene.device)
     outputs = model.classifier.num_classes
@@ -209,7 +228,7 @@ def _with_given(runner: Runner) -> tuple[Runner, str]:
         )
     if given.arch != model.arch:
         scene.warn(f"the counterfactual target is {given.arch}, the model is {model.arch}: the floor may be another")
-    others = _rows(scene.splits.test, runner.attacked, theirs=False)
+    others = _rows(scene.splits.test, people, theirs=False)
     if len(others):
         given, _ = identify(given, others, scene.device)
     elif given.alternatives:
@@ -217,12 +236,12 @@ def _with_given(runner: Runner) -> tuple[Runner, str]:
             f"expected a --counterfactual of one architecture, got {ref} that fits "
             f"{', '.join((given.arch, *given.alternatives))}; give one with a manifest or a sidecar"
         )
-    seen = _seen(scene, given, model, runner.attacked, others)
+    seen = _seen(scene, given, model, people, others)
     said = f"{ref}, as given: it is for its owner to know that no attacked person is in its training data."
     note = " ".join([said, *_figures([seen])])
     scene.progress.note(f"counterfactual target: {note}")
-    _doubts(scene, [seen], None, len(runner.attacked))
-    return replace(runner, targets=dict.fromkeys(runner.targets, (given, model_facts(given, seen.own)))), note
+    _doubts(scene, [seen], None, len(people))
+    return Counterfactual(dict.fromkeys(targets, (given, model_facts(given, seen.own))), note)
 
 
 def _seen(scene: Scene, made: LoadedModel, model: LoadedModel, attacked: Sequence[int], held_out: Dataset) -> Seen:
@@ -242,28 +261,28 @@ def _rows(data: Dataset, attacked: Sequence[int], *, theirs: bool) -> Dataset:
     return data.select((torch.isin(data.labels, torch.tensor(attacked)) == theirs).nonzero().squeeze(1))
 
 
-def _seats(seating: Seating, attacked: int) -> str:
-    """Who is in the outputs of the attacked people."""
+def _seats(seating: Seating) -> str:
+    """Who has the outputs of the people left out."""
     there, short = len(seating.strangers), len(seating.short)
     if not there:
-        return f"The outputs of the {attacked} attacked people have no images: the public data have nobody for them."
-    sentence = f"Strangers from the public data stand in for {there} of the {attacked} attacked people"
-    return f"{sentence}, {short} of them with fewer images." if short else f"{sentence}."
+        return "Their outputs have no images, because the public data have nobody for them."
+    sentence = f"Strangers from the public data have the outputs of {there} of them"
+    return f"{sentence}, {short} with fewer images than they had." if short else f"{sentence}."
 
 
 def _figures(seen: Sequence[Seen]) -> list[str]:
     """The accuracies in sentences, as means over the seeds."""
     first, said = seen[0], []
     if first.own.count:
-        people = "strangers, as all people are attacked" if first.audited is None else "people who are not attacked"
+        people = "strangers, as nobody else is left" if first.audited is None else "the others"
         beside = "" if first.audited is None else f" (the model under audit: {_mean([one.audited for one in seen])})"
         said.append(
             f"Accuracy {_mean([one.own for one in seen])} on {first.own.count} held-out images of {people}{beside}."
         )
     if first.theirs.count:
         said.append(
-            f"It puts {_mean([one.theirs for one in seen])} of {first.theirs.count} held-out images of the attacked "
-            f"people into their outputs (the model under audit: {_mean([one.theirs_audited for one in seen])})."
+            f"It puts {_mean([one.theirs for one in seen])} of {first.theirs.count} held-out images of those left "
+            f"out into their outputs (the model under audit: {_mean([one.theirs_audited for one in seen])})."
         )
     return said
 

@@ -18,6 +18,7 @@ from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.retrain import defend_recipe
 from mi_audit.audit.runner import default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
+from mi_audit.audit.stopping import stops_early
 from mi_audit.audit.verifier import verifier_lesson
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.prior import Prior
@@ -65,11 +66,15 @@ def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Est
             ("model", f"{scene.model.arch}, {net.num_classes} classes, {scene.size} px, on {scene.device}"),
             ("private data", f"{len(private)} images of {len(private.classes)} classes"),
             ("public data", f"{len(scene.public)} images; overlap: {scene.overlap}"),
-            ("attacked", f"{len(attacked)} classes, {plan.seeds} seed(s), {jobs} jobs"),
+            ("attacked", f"{_at_most(plan)}{len(attacked)} classes, {plan.seeds} seed(s), {jobs} jobs"),
             *((what, _duration(spent)) for what, spent in parts),
             ("in all", _duration(seconds)),
         )
         return Estimate(rows, seconds, jobs)
+
+
+def _at_most(plan: Plan) -> str:
+    return "at most " if stops_early(plan) else ""
 
 
 def _trainings(scene: Scene, kind: str) -> Iterator[tuple[str, float]]:

@@ -56,20 +56,26 @@ def exposed_by(attacks: Sequence[AttackResult], report: AuditReport) -> Identiti
         rows = {(row.label, row.seed): row.value for row in found.per_class} if found else {}
         exposed |= {label for (label, _), value in rows.items() if value > 0}
         complete &= {label for label in complete if all((label, seed) in rows for seed in attack.seeds)}
-    order = tuple(sorted(report.attacked, key=lambda label: _draw(report.targets[0].sha256, label)))
+    order = drawing_order(report.attacked, report.targets[0].sha256)
     known = frozenset(exposed) & frozenset(order)
     return Identities(attempted=order, exposed=known, unknown=frozenset(order) - known - complete)
 
 
 def drawn_at_random(report: AuditReport) -> bool:
-    """Whether the attacked classes are all there are, or those that `random:N` draws for these data and this seed."""
-    if len(report.attacked) == len(report.classes):
+    """Whether the attacked classes are all there are, or those that `random:N` draws for these data and this seed.
+
+    A run that stopped early has to have attacked the first ones of such a set, in the order of the draw.
+    """
+    planned = report.planned or report.attacked
+    if report.attacked != tuple(sorted(drawing_order(planned, report.targets[0].sha256)[: len(report.attacked)])):
+        return False
+    if len(planned) == len(report.classes):
         return True
     seeds = {attack.seeds[0] for attack in report.attacks if attack.seeds}
-    spec, total = f"random:{len(report.attacked)}", len(report.classes)
-    return any(report.attacked == select_classes(spec, total, f"{report.private.fingerprint}/{s}") for s in seeds)
+    spec, total = f"random:{len(planned)}", len(report.classes)
+    return any(planned == select_classes(spec, total, f"{report.private.fingerprint}/{s}") for s in seeds)
 
 
-def _draw(model: str, label: int) -> str:
-    """Nobody can pick the order: it follows from the weights under audit."""
-    return hashlib.sha256(f"{model}/{label}".encode()).hexdigest()
+def drawing_order(labels: Sequence[int], model: str) -> tuple[int, ...]:
+    """The order in which a sequential test looks at `labels`: nobody can pick it, it follows from the weights' hash."""
+    return tuple(sorted(labels, key=lambda label: hashlib.sha256(f"{model}/{label}".encode()).hexdigest()))

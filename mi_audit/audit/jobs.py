@@ -60,16 +60,14 @@ Outcome = JobResult | JobFailure
 Perform = Callable[[Job], tuple[Mapping[str, Tensor], Mapping[str, object]]]
 
 
-def execute(
-    jobs: Iterable[Job], perform: Perform, folder: RunFolder, progress: ProgressSink, *, fresh: bool = False
-) -> Iterator[Outcome]:
+def execute(jobs: Iterable[Job], perform: Perform, folder: RunFolder, progress: ProgressSink) -> Iterator[Outcome]:
     """Run the jobs that have no result file yet, in order, and yield the results of all.
 
     A failing job is reported and the others go on; an interrupt leaves every finished result in place. A full disk and
     a wrong setting stop the run, because they would fail every job alike.
     """
     for job in jobs:
-        kept = None if fresh else folder.read_job(job.name)
+        kept = folder.read_job(job.name)
         if kept is None:
             try:
                 tensors, facts = perform(job)

@@ -105,7 +105,7 @@ class Runner:
 
     Attributes:
         folder: Sub-folder of the pictures, such as `undefended`; also names the side in progress messages.
-        attacked: Labels of the attacked classes.
+        attacked: Labels of the attacked classes; jobs take `chunk` of them in this order.
     """
 
     scene: Scene
@@ -130,7 +130,7 @@ class Runner:
                 return self._perform(one, priors[job.seed], job)
 
         with scene.clock.stage(f"{name} {self.folder}".strip()):
-            outcomes: list[Outcome] = list(execute(jobs, perform, scene.folder, scene.progress, fresh=scene.plan.fresh))
+            outcomes: list[Outcome] = list(execute(jobs, perform, scene.folder, scene.progress))
         place = "/".join(part for part in (self.folder, name.replace(":", "-")) if part)
         with scene.clock.stage("measure"):
             found = measure_attack(scene, self.gallery, outcomes, one.facts, place, permutation)
@@ -144,7 +144,7 @@ class Runner:
             whom = (model.sha256, model.arch, net.size, net.mean_values, net.std_values, net.order)
             how = (plan.max_queries, plan.precision == "bf16", self.scene.splits.train.fingerprint)
             for start in range(0, len(self.attacked), plan.chunk):
-                chunk = tuple(self.attacked[start : start + plan.chunk])
+                chunk = tuple(sorted(self.attacked[start : start + plan.chunk]))
                 yield Job(str(one.facts["name"]), chunk, seed, digest("job", what, whom, how, chunk, seed))
 
     def _perform(self, one: Contender, prior: FittedPrior, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -172,6 +172,8 @@ def open_scene(plan: Plan, kind: str, progress: ProgressSink, *, dry: bool = Fal
             yield _load(plan, kind, device, folder, Clock(), progress)
         return
     with RunFolder(run_folder_path(plan, kind)) as folder:
+        if plan.fresh:
+            folder.forget_jobs()
         folder.write_plan({"kind": kind, "plan": plan_to_json(plan)})
         folder.point_latest()
         clock = Clock()

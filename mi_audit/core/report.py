@@ -166,6 +166,7 @@ class AuditReport:
         limits: What this result cannot tell, in sentences.
         validity: Checks of whether low numbers would mean anything.
         verifier: The judge of exposure; None when there was none.
+        planned: Labels of the classes that were to be attacked, when a sequential gate stopped earlier; else empty.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -190,6 +191,7 @@ class AuditReport:
     papers: tuple[str, ...] = ()
     validity: tuple[ValidityFlag, ...] = ()
     verifier: VerifierFacts | None = None
+    planned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,13 @@ def sequential_bounds(
     )
 
 
+def upper_bound(outcomes: Outcomes, total: int, alpha: float, peeking: bool) -> float:
+    """Upper bound of the share of a control among `total`; `peeking` makes it hold however counting stopped."""
+    if peeking and len(outcomes) < total:
+        return sequential.upper_share(np.array(outcomes), total, alpha)
+    return exact.upper_share(int(sum(outcomes)), len(outcomes), total, alpha)
+
+
 def _forecast(
     worst: int, best: int, seen: int, total: int | None, tau: float, alpha: float, sensitivity: float
 ) -> int | None:

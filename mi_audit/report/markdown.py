@@ -112,9 +112,8 @@ def _model(report: AuditReport) -> Iterator[str]:
         for name, model in models[:MOST_ITEMS]
     ]
     yield from table(("Network", "Architecture", "Accuracy", "Weights"), rows)
-    classes = f"{len(report.attacked):,} of {wording.plural(len(report.classes), 'class', 'classes')} attacked"
     data = f"private data {code(report.private.ref)}, public data {code(report.public.ref)}"
-    yield f"{classes}; {data}; {escape(report.overlap)}."
+    yield f"{wording.attacked_line(report)}; {data}; {escape(report.overlap)}."
     yield ""
 
 

@@ -75,8 +75,7 @@ def _section(result: AuditReport | Comparison) -> Iterator[str]:
     if before and isinstance(result, Comparison) and result.defense.get("method"):
         yield f"The model was trained with the defense {code(result.defense['method'])}."
         yield ""
-    classes = wording.plural(len(after.classes), "class", "classes")
-    yield f"{len(after.attacked):,} of {classes} attacked. {_judge(after)}"
+    yield f"{wording.attacked_line(after)}. {_judge(after)}"
     yield ""
     for flag in (flag for flag in after.validity if flag.passed is False):
         yield f"- {escape(flag.id)}: {escape(flag.detail)}"

@@ -64,7 +64,9 @@ def key_facts(result: AuditReport | Comparison) -> tuple[Fact, ...]:
         found.append(_fact("Accuracy of the model", row.before, row.after, "on private test images"))
     seeds = len({seed for attack in wording.attacks(after) for seed in attack.seeds})
     classes = f"{len(after.attacked):,} of {len(after.classes):,}"
-    found.append(Fact("Classes attacked", classes, wording.plural(seeds, "seed"), None))
+    runs = wording.plural(seeds, "seed")
+    about = f"{runs}; {len(after.planned):,} planned, the gate had decided" if after.planned else runs
+    found.append(Fact("Classes attacked", classes, about, None))
     return tuple(found)
 
 

@@ -224,6 +224,12 @@ def words(name: str) -> str:
     return re.sub(r"[_\s]+", " ", name).strip()
 
 
+def attacked_line(report: AuditReport) -> str:
+    """`32 of 530 classes attacked`, and why no more."""
+    line = f"{len(report.attacked):,} of {plural(len(report.classes), 'class', 'classes')} attacked"
+    return f"{line}; {len(report.planned):,} were planned, but the gate had decided" if report.planned else line
+
+
 def exposure_sentence(exposure: Exposure) -> str:
     """What was decided on, for somebody who knows no statistics."""
     return (

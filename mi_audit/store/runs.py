@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -64,6 +65,11 @@ class RunFolder:
         if self._lock.is_locked:
             (self.path / OWNER).unlink(missing_ok=True)
             self._lock.release()
+
+    def forget_jobs(self) -> None:
+        """Remove the results of finished jobs and the pictures made from them, so that they are run again."""
+        for name in ("jobs", "images"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     @staticmethod
     def find(ref: str) -> Path:

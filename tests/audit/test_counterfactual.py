@@ -10,17 +10,20 @@ from torch import nn
 from mi_audit.audit import counterfactual as module
 from mi_audit.audit import pretrain, retrain
 from mi_audit.audit.attack import run_attack
-from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_recipe, doubted, without_attacked
+from mi_audit.audit.counterfactual import (
+    Counterfactual,
+    check_counterfactual,
+    counterfactual,
+    counterfactual_recipe,
+    doubted,
+)
 from mi_audit.audit.defend import run_defense
-from mi_audit.audit.identify import identify
-from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
-from mi_audit.audit.measure import Gallery
-from mi_audit.audit.plan import DefendPlan, Plan
+from mi_audit.audit.judge import model_facts
+from mi_audit.audit.plan import DecisionPlan, DefendPlan, Plan
 from mi_audit.audit.progress import Silent
-from mi_audit.audit.runner import Runner
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.core.errors import ConfigError
-from mi_audit.core.quantity import Measurement
+from mi_audit.core.quantity import Measurement, Quantity
 from mi_audit.core.report import AuditReport
 from mi_audit.store.results import read_result
 from mi_audit.store.targets import load_model, new_model, save_model
@@ -29,6 +32,7 @@ from tests.audit.test_control import result
 from tests.world import defend_plan, digit_plan
 
 ATTACKED = (0, 3)
+UNKNOWN = Quantity(value=None, unit="share", count=0, counted="images", reason="not measured here")
 
 
 def counterfactual_plan(model: Path, out: Path, cache: Path, **changes: object) -> Plan:
@@ -72,10 +76,9 @@ def planned(scene: Scene, **changes: object) -> Scene:
     return replace(scene, plan=replace(scene.plan, **changes), warnings=[])
 
 
-def runner(scene: Scene, attacked: tuple[int, ...] = ATTACKED) -> Runner:
-    model, measured = identify(scene.model, scene.splits.test, scene.device)
-    judge = as_judge(load_evaluator(scene)[0], scene.device)
-    return Runner(scene, {0: (model, model_facts(model, measured))}, Gallery(scene, judge, attacked), attacked, "")
+def made(scene: Scene, people: tuple[int, ...] = ATTACKED) -> Counterfactual:
+    """The counterfactual target of the model of `scene`."""
+    return counterfactual(scene, {0: (scene.model, model_facts(scene.model, UNKNOWN))}, people)
 
 
 def test_no_trainer_of_the_control_is_given_a_picture_of_an_attacked_person(run, scene):
@@ -115,12 +118,10 @@ def test_the_same_attack_runs_on_the_same_classes_and_is_compared(run):
 def test_the_note_says_what_it_was_trained_on_and_how_good_it_is(run):
     note = run[1].attacks[1].note
     assert re.search(
-        r"without the attacked people: 2 epochs on \d+ images, starting from weights trained on 5 pub", note
+        r"without the 2 people to attack: 2 epochs on \d+ images, starting from weights trained on 5 pub", note
     )
-    assert "Strangers from the public data stand in for 2 of the 2 attacked people" in note
-    share = re.search(
-        r"Accuracy ([\d.]+)% on 81 held-out images of people who are not attacked \(the model under", note
-    )
+    assert "Strangers from the public data have the outputs of 2 of them" in note
+    share = re.search(r"Accuracy ([\d.]+)% on 81 held-out images of the others \(the model under audit", note)
     assert float(share[1]) > 60
     assert run[1].attacks[0].note == ""
 
@@ -157,18 +158,17 @@ def test_another_choice_of_people_is_another_target(run, digits, monkeypatch):
 def test_models_of_this_tool_are_retrained_by_their_own_recipe_and_defense(scene):
     recipe = Recipe(epochs=3, lr=0.01, batch_size=16, precision="32")
     stated = {"method": "none", "recipe": {**recipe.__dict__, "precision": "bf16"}}
-    made = replace(scene, model=replace(scene.model, defense=stated))
-    assert counterfactual_recipe(made) == recipe
+    known = replace(scene, model=replace(scene.model, defense=stated))
+    assert counterfactual_recipe(known) == recipe
     assert counterfactual_recipe(scene).epochs == 2
     assert counterfactual_recipe(replace(scene, model=replace(scene.model, defense={"recipe": {}}))).epochs == 2
 
 
 def test_a_defended_model_is_compared_with_one_of_the_same_defense(scene):
     stated = {"method": "tldmi", "settings": {"freeze": "80%"}, "recipe": Recipe(epochs=1, precision="32").__dict__}
-    defended = replace(runner(scene), targets={0: (replace(scene.model, defense=stated), None)})
-    made, note = without_attacked(defended)
-    assert "with the defense tldmi: 1 epochs" in note
-    assert made.targets[0][0].defense["settings"] == {"freeze": "80%"}
+    found = made(replace(scene, model=replace(scene.model, defense=stated)))
+    assert "with the defense tldmi without the 2 people to attack: 1 epochs" in found.note
+    assert found.targets[0][0].defense["settings"] == {"freeze": "80%"}
 
 
 def own_network(num_classes: int) -> nn.Module:
@@ -176,9 +176,9 @@ def own_network(num_classes: int) -> nn.Module:
 
 
 def test_a_network_of_the_users_own_code_is_trained_too(scene):
-    own = own_model()
-    made, note = without_attacked(replace(runner(scene), targets={0: (own, None)}))
-    assert made.targets[0][0].arch == own.arch and "starting from weights trained on 5 public classes" in note
+    found = made(replace(scene, model=own_model()))
+    assert found.targets[0][0].arch == own_model().arch
+    assert "starting from weights trained on 5 public classes" in found.note
 
 
 def own_model():
@@ -186,6 +186,23 @@ def own_model():
         "py:tests.audit.test_counterfactual:own_network", num_classes=5, channels=1, size=32, mean=(0.5,), std=(0.5,),
         seed=0,
     )  # fmt: skip
+
+
+def test_a_control_that_was_not_asked_for_costs_nothing(scene, monkeypatch):
+    monkeypatch.setattr(module, "purged", None)
+    assert made(planned(scene, controls=("random",))) is None
+
+
+def test_a_sequential_run_trains_it_once_without_everybody_it_might_attack(run, digits, monkeypatch):
+    folder, _, given = run[0], run[1], []
+    monkeypatch.setattr(retrain, "fit", spied(retrain.fit, given))
+    decision = DecisionPlan(policy="audit-v1", tau=0.9, sequential=True)
+    changes = {"classes": "all", "decision": decision, "metrics": ("attack-accuracy", "exposure")}
+    report = run_attack(counterfactual_plan(digits, folder / "sequential", folder / "cache", **changes))
+    ((train, _, _),) = given
+    assert all(name.endswith("(public)") for name in train.classes)
+    assert report.attacked == report.planned or len(report.attacked) <= 5
+    assert "without the 5 people to attack" in report.attacks[1].note
 
 
 @pytest.mark.slow
@@ -196,24 +213,24 @@ def test_both_sides_of_a_defense_have_a_target_of_their_own(cache, tmp_path):
     before, after = compared.before.attacks[1], compared.after.attacks[1]
     assert before.name == after.name == "control:counterfactual:gmi"
     assert "with the defense tldmi" in after.note and "with the defense" not in before.note
-    made = [load_model(str(file)).defense for file in sorted(cache.glob("counterfactuals/*/model.safetensors"))]
-    assert {one["method"] for one in made} >= {"none", "tldmi"}
+    kept = [load_model(str(file)).defense for file in sorted(cache.glob("counterfactuals/*/model.safetensors"))]
+    assert {one["method"] for one in kept} >= {"none", "tldmi"}
 
 
 def test_without_labels_outputs_stay_empty_and_the_report_says_so(scene):
     unlabelled = replace(planned(scene), public=scene.public.select((scene.public.labels == 0).nonzero().squeeze(1)))
-    made, note = without_attacked(runner(unlabelled))
-    assert "have no images" in note and "starting from fresh weights" in note
+    found = made(unlabelled)
+    assert "have no images" in found.note and "starting from fresh weights" in found.note
     assert any("2 of the 2 outputs" in text and "too low" in text for text in unlabelled.warnings)
-    model = made.targets[0][0]
+    model = found.targets[0][0]
     assert model.classifier.num_classes == 5 and model.class_names[0] == "nobody"
 
 
 def test_when_all_people_are_attacked_strangers_are_left(scene):
     everybody = (0, 1, 2, 3, 4)
-    _, note = without_attacked(runner(planned(scene), everybody))
-    assert "stand in for 5 of the 5 attacked people" in note
-    assert re.search(r"Accuracy [\d.]+% on \d+ held-out images of strangers, as all people are attacked\.", note)
+    note = made(planned(scene), everybody).note
+    assert "have the outputs of 5 of them" in note
+    assert re.search(r"Accuracy [\d.]+% on \d+ held-out images of strangers, as nobody else is left\.", note)
 
 
 def test_with_all_attacked_and_no_strangers_nobody_is_left(scene):
@@ -265,9 +282,9 @@ def test_a_model_of_the_owner_takes_its_place(scene, run, tmp_path, monkeypatch)
     file = next((run[0] / "cache").glob("counterfactuals/*/model.safetensors"))
     monkeypatch.setattr(retrain, "fit", None)
     given = planned(scene, counterfactual=str(file))
-    made, note = without_attacked(runner(given))
-    assert made.targets[0][0].sha256 == load_model(str(file)).sha256
-    assert note.startswith(f"{file}, as given: it is for its owner to know") and "Accuracy" in note
+    found = made(given)
+    assert found.targets[0][0].sha256 == load_model(str(file)).sha256
+    assert found.note.startswith(f"{file}, as given: it is for its owner to know") and "Accuracy" in found.note
 
 
 def test_a_given_model_that_knows_the_attacked_people_is_a_warning(scene, tmp_path):
@@ -276,17 +293,17 @@ def test_a_given_model_that_knows_the_attacked_people_is_a_warning(scene, tmp_pa
         next(same.classifier.net.parameters()).mul_(1.0001)
     save_model(tmp_path / "twin.safetensors", same, {})
     given = planned(scene, counterfactual=str(tmp_path / "twin.safetensors"))
-    without_attacked(runner(given))
+    made(given)
     assert any("was it trained on them?" in text for text in given.warnings)
 
 
 def test_the_target_and_models_of_other_outputs_are_no_counterfactual(scene, tmp_path):
     with pytest.raises(ConfigError, match="not the target, got the same weights"):
-        without_attacked(runner(planned(scene, counterfactual=scene.model.ref)))
+        made(planned(scene, counterfactual=scene.model.ref))
     three = module.fresh_private_model(replace(scene, splits=of_three(scene)), None, 0)[0]
     save_model(tmp_path / "three.safetensors", three, {})
     with pytest.raises(ConfigError, match="of 5 outputs, got 3"):
-        without_attacked(runner(planned(scene, counterfactual=str(tmp_path / "three.safetensors"))))
+        made(planned(scene, counterfactual=str(tmp_path / "three.safetensors")))
 
 
 def of_three(scene: Scene):
@@ -295,7 +312,7 @@ def of_three(scene: Scene):
 
 def test_a_much_weaker_target_is_a_warning(scene):
     weak = planned(scene, defend=DefendPlan(epochs=1, lr=1e-9))
-    without_attacked(runner(weak))
+    made(weak)
     assert any("its floor may be too low; train it longer" in text for text in weak.warnings)
 
 

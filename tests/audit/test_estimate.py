@@ -5,6 +5,7 @@ import pytest
 
 from mi_audit.audit import estimate as module
 from mi_audit.audit.estimate import estimate
+from mi_audit.audit.plan import DecisionPlan
 from mi_audit.core.errors import ConfigError
 from tests.world import defend_plan, digit_plan
 
@@ -64,3 +65,10 @@ def test_what_is_cached_costs_nothing(digits: Path, cache: Path, tmp_path: Path)
     plan = digit_plan(digits, tmp_path / "run", cache)
     run_attack(replace(plan, seeds=1, attacks=plan.attacks[:1]))
     assert row(estimate(replace(plan, out=tmp_path / "other"), "attack"), "prior gmi-gan (cached)") == "about 0 s"
+
+
+def test_a_gate_that_may_stop_early_makes_the_estimate_an_upper_bound(digits: Path, cache: Path, tmp_path: Path):
+    plan = digit_plan(digits, tmp_path / "run", tmp_path / "cache")
+    assert row(estimate(plan, "attack"), "attacked") == "2 classes, 2 seed(s), 8 jobs"
+    decision = DecisionPlan(policy="audit-v1", sequential=True)
+    assert row(estimate(replace(plan, decision=decision), "attack"), "attacked").startswith("at most 2 classes")

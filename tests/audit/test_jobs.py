@@ -31,10 +31,11 @@ def test_every_job_leaves_one_result_and_is_not_run_twice(tmp_path: Path):
     assert [result.facts for result in first] == [result.facts for result in second]
 
 
-def test_fresh_runs_finished_jobs_again(tmp_path: Path):
+def test_forgotten_jobs_are_run_again(tmp_path: Path):
     with RunFolder(tmp_path / "run") as folder:
         list(execute(JOBS, perform, folder, Silent()))
-        again = list(execute(JOBS, lambda _job: ({"labels": torch.tensor([9])}, {}), folder, Silent(), fresh=True))
+        folder.forget_jobs()
+        again = list(execute(JOBS, lambda _job: ({"labels": torch.tensor([9])}, {}), folder, Silent()))
     assert [int(result.tensors["labels"]) for result in again] == [9, 9, 9]
 
 

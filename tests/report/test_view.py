@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from mi_audit.report import view
@@ -20,3 +22,9 @@ def test_without_a_change_the_measurement_is_shown():
     (block,) = view.blocks(sample.comparison(after=sample.audit(attacks=(ppa,)), changes=()))
     row = next(row for row in block.rows if row.name == "exposure")
     assert row.after.value == 0.2 and row.difference is None
+
+
+def test_the_fact_about_classes_says_that_the_run_stopped_early():
+    planned = replace(sample.audit(), planned=(0, 1, 2, 3, 4, 5, 6))
+    assert view.key_facts(planned)[-1].note.endswith("; 7 planned, the gate had decided")
+    assert "planned" not in view.key_facts(sample.audit())[-1].note

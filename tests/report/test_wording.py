@@ -110,3 +110,11 @@ def test_notes_on_controls_are_said_once():
 @pytest.mark.parametrize(("text", "sentence"), [("", ""), ("weak", "Weak."), ("Weak.", "Weak."), ("so?", "So?")])
 def test_fragments_become_sentences(text, sentence):
     assert wording.as_sentence(text) == sentence
+
+
+def test_stopping_early_is_said():
+    report = sample.audit()
+    everybody = f"{len(report.attacked)} of {len(report.classes)} classes attacked"
+    assert wording.attacked_line(report) == everybody
+    line = wording.attacked_line(replace(report, planned=(0, 1, 2, 3, 4, 5, 6)))
+    assert line == f"{everybody}; 7 were planned, but the gate had decided"
