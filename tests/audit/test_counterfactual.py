@@ -197,11 +197,10 @@ def test_a_sequential_run_trains_it_once_without_everybody_it_might_attack(run, 
     folder, _, given = run[0], run[1], []
     monkeypatch.setattr(retrain, "fit", spied(retrain.fit, given))
     decision = DecisionPlan(policy="audit-v1", tau=0.9, sequential=True)
-    changes = {"classes": "all", "decision": decision, "metrics": ("attack-accuracy", "exposure")}
+    changes = {"classes": "all", "chunk": 3, "decision": decision, "metrics": ("attack-accuracy", "exposure")}
     report = run_attack(counterfactual_plan(digits, folder / "sequential", folder / "cache", **changes))
     ((train, _, _),) = given
     assert all(name.endswith("(public)") for name in train.classes)
-    assert report.attacked == report.planned or len(report.attacked) <= 5
     assert "without the 5 people to attack" in report.attacks[1].note
 
 
