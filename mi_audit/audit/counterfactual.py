@@ -7,10 +7,7 @@ trained; `mi_audit.audit.strangers` says on what. A model that its owner trained
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from statistics import fmean
 from typing import Any
-
-import torch
 
 from mi_audit.audit import registry
 from mi_audit.audit.control import COUNTERFACTUAL, chosen
@@ -19,23 +16,20 @@ from mi_audit.audit.judge import model_facts
 from mi_audit.audit.measure import CONVERGED
 from mi_audit.audit.plan import ModelPlan
 from mi_audit.audit.pretrain import fresh_private_model, is_labelled, public_start
+from mi_audit.audit.recognised import GIVE, Seen, doubts, figures, recognised, rows
 from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
 from mi_audit.audit.runner import Contender, Targets, contender
 from mi_audit.audit.scene import Scene, as_settings, load_planned_model
 from mi_audit.audit.strangers import Purged, Seating, purged, seated
 from mi_audit.core.attack import Attack
-from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Defense
 from mi_audit.core.errors import ConfigError, TargetError
-from mi_audit.core.report import AttackResult, ModelFacts, Quantity
+from mi_audit.core.report import AttackResult, ModelFacts
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.classifier import Recipe, accuracy
+from mi_audit.train.classifier import Recipe
 
 VERSION = 1  # raised when the same settings would train another counterfactual target
-GIVE = "give --counterfactual MODEL, trained by you without the attacked people"
-WORSE = 0.10  # accuracy below the model under audit from which the floor is in doubt
-KNOWN = 0.50  # share of the attacked people's pictures put into their outputs, above which it seems to know them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,22 +43,6 @@ class Counterfactual:
 
     targets: Targets
     note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """How much the counterfactual target and the model under audit recognise, as shares of held-out images.
-
-    Attributes:
-        own, audited: Each of the two, of people who are not attacked. When all are, strangers take their place, and
-            `audited` is None.
-        theirs, theirs_audited: The same, of the attacked people's images: how many are put into their outputs.
-    """
-
-    own: Quantity
-    audited: Quantity | None
-    theirs: Quantity
-    theirs_audited: Quantity
 
 
 def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool = False) -> None:
@@ -134,15 +112,15 @@ def counterfactual(scene: Scene, targets: Targets, people: Sequence[int]) -> Cou
         return _given(scene, targets, people)
     left = purged(scene.splits, scene.public, people)
     made: dict[int, tuple[LoadedModel, ModelFacts]] = {}
-    seen: list[Seen] = []
+    measured: list[Seen] = []
     for seed, (model, _) in targets.items():
         seating = lesson(left, seed)
         net, said = _trained(replace(scene, model=model, splits=seating.splits, public=left.public), len(people), seed)
-        seen.append(_seen(scene, net, model, people, seating.splits.test))
-        made[seed] = (net, model_facts(net, seen[-1].own, seed))
-    note = " ".join([said, _seats(seating), *_figures(seen)])  # alike under every seed
+        measured.append(recognised(scene, net, model, people, seating.splits.test))
+        made[seed] = (net, model_facts(net, measured[-1].own, seed))
+    note = " ".join([said, _seats(seating), *figures(measured)])
     scene.progress.note(f"counterfactual target: {note}")
-    _doubts(scene, seen, seating, len(people))
+    doubts(scene, measured, seating, len(people))
     return Counterfactual(made, note)
 
 
@@ -228,7 +206,7 @@ def _given(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfact
         )
     if given.arch != model.arch:
         scene.warn(f"the counterfactual target is {given.arch}, the model is {model.arch}: the floor may be another")
-    others = _rows(scene.splits.test, people, theirs=False)
+    others = rows(scene.splits.test, people, theirs=False)
     if len(others):
         given, _ = identify(given, others, scene.device)
     elif given.alternatives:
@@ -236,29 +214,12 @@ def _given(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfact
             f"expected a --counterfactual of one architecture, got {ref} that fits "
             f"{', '.join((given.arch, *given.alternatives))}; give one with a manifest or a sidecar"
         )
-    seen = _seen(scene, given, model, people, others)
+    measured = recognised(scene, given, model, people, others)
     said = f"{ref}, as given: it is for its owner to know that no attacked person is in its training data."
-    note = " ".join([said, *_figures([seen])])
+    note = " ".join([said, *figures([measured])])
     scene.progress.note(f"counterfactual target: {note}")
-    _doubts(scene, [seen], None, len(people))
-    return Counterfactual(dict.fromkeys(targets, (given, model_facts(given, seen.own))), note)
-
-
-def _seen(scene: Scene, made: LoadedModel, model: LoadedModel, attacked: Sequence[int], held_out: Dataset) -> Seen:
-    """How the counterfactual target and the model under audit do on `held_out`, and on pictures of the attacked."""
-    theirs = _rows(scene.splits.test, attacked, theirs=True)
-    strangers = bool(torch.isin(held_out.labels, torch.tensor(attacked)).any())  # whom the model under audit never met
-    return Seen(
-        own=accuracy(made.classifier, held_out, scene.device),
-        audited=None if strangers else accuracy(model.classifier, held_out, scene.device),
-        theirs=accuracy(made.classifier, theirs, scene.device),
-        theirs_audited=accuracy(model.classifier, theirs, scene.device),
-    )
-
-
-def _rows(data: Dataset, attacked: Sequence[int], *, theirs: bool) -> Dataset:
-    """The images of the attacked people, or of all others."""
-    return data.select((torch.isin(data.labels, torch.tensor(attacked)) == theirs).nonzero().squeeze(1))
+    doubts(scene, [measured], None, len(people))
+    return Counterfactual(dict.fromkeys(targets, (given, model_facts(given, measured.own))), note)
 
 
 def _seats(seating: Seating) -> str:
@@ -268,48 +229,3 @@ def _seats(seating: Seating) -> str:
         return "Their outputs have no images, because the public data have nobody for them."
     sentence = f"Strangers from the public data have the outputs of {there} of them"
     return f"{sentence}, {short} with fewer images than they had." if short else f"{sentence}."
-
-
-def _figures(seen: Sequence[Seen]) -> list[str]:
-    """The accuracies in sentences, as means over the seeds."""
-    first, said = seen[0], []
-    if first.own.count:
-        people = "strangers, as nobody else is left" if first.audited is None else "the others"
-        beside = "" if first.audited is None else f" (the model under audit: {_mean([one.audited for one in seen])})"
-        said.append(
-            f"Accuracy {_mean([one.own for one in seen])} on {first.own.count} held-out images of {people}{beside}."
-        )
-    if first.theirs.count:
-        said.append(
-            f"It puts {_mean([one.theirs for one in seen])} of {first.theirs.count} held-out images of those left "
-            f"out into their outputs (the model under audit: {_mean([one.theirs_audited for one in seen])})."
-        )
-    return said
-
-
-def _mean(shares: Sequence[Quantity | None]) -> str:
-    return f"{fmean(share.value for share in shares if share is not None and share.value is not None):.1%}"
-
-
-def _doubts(scene: Scene, seen: Sequence[Seen], seating: Seating | None, attacked: int) -> None:
-    """Warn of what makes the floor too low or too high."""
-    if seating is not None and (empty := attacked - len(seating.strangers)):
-        scene.warn(
-            f"{empty} of the {attacked} outputs of attacked people are empty in the counterfactual target, so its "
-            "floor is too low; give --public in one folder per person, with as many people as are attacked"
-        )
-    for one in seen:
-        if one.audited is None or one.audited.value is None or one.own.value is None:
-            continue
-        if one.audited.value - one.own.value > WORSE:
-            scene.warn(
-                f"the counterfactual target recognises {one.own.value:.0%} of held-out images of people who are not "
-                f"attacked, the model under audit {one.audited.value:.0%}: its floor may be too low; train it longer "
-                f"with --set defend.epochs=N, or {GIVE}"
-            )
-        known = one.theirs.interval
-        if seating is None and known is not None and known.low > KNOWN:
-            scene.warn(
-                f"the counterfactual target puts {one.theirs.value:.0%} of the attacked people's held-out images into "
-                "their outputs: was it trained on them? Then its floor is too high"
-            )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mi_audit.audit import counterfactual as module
-from mi_audit.audit import pretrain, retrain
+from mi_audit.audit import pretrain, registry, retrain
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.counterfactual import (
     Counterfactual,
@@ -19,16 +19,18 @@ from mi_audit.audit.counterfactual import (
 )
 from mi_audit.audit.defend import run_defense
 from mi_audit.audit.judge import model_facts
-from mi_audit.audit.plan import DecisionPlan, DefendPlan, Plan
+from mi_audit.audit.plan import AttackPlan, DecisionPlan, DefendPlan, Plan
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.quantity import Measurement, Quantity
 from mi_audit.core.report import AuditReport
+from mi_audit.store.datasets import load_splits
 from mi_audit.store.results import read_result
 from mi_audit.store.targets import load_model, new_model, save_model
 from mi_audit.train.classifier import Recipe
 from tests.audit.test_control import result
+from tests.audit.test_decisions import PPA, Contaminated
 from tests.world import defend_plan, digit_plan
 
 ATTACKED = (0, 3)
@@ -123,7 +125,7 @@ def test_the_note_says_what_it_was_trained_on_and_how_good_it_is(run):
     assert "Strangers from the public data have the outputs of 2 of them" in note
     share = re.search(r"Accuracy ([\d.]+)% on 81 held-out images of the others \(the model under audit", note)
     assert float(share[1]) > 60
-    assert run[1].attacks[0].note == ""
+    assert "means over 2 seeds" in note and run[1].attacks[0].note == ""
 
 
 def test_it_does_not_recognise_whom_it_never_met_as_the_model_does(run):
@@ -202,6 +204,27 @@ def test_a_sequential_run_trains_it_once_without_everybody_it_might_attack(run, 
     ((train, _, _),) = given
     assert all(name.endswith("(public)") for name in train.classes)
     assert "without the 5 people to attack" in report.attacks[1].note
+
+
+class Leaked(Contaminated):
+    """A prior that holds pictures of the private people, so that an attack needs the model only to tell them apart."""
+
+    def fit(self, public, target, seed, device, on_step, checkpoint=None):
+        del public
+        return super().fit(load_splits("digits:0-4", 32, 1).train, target, seed, device, on_step, checkpoint)
+
+
+@pytest.mark.slow
+def test_what_a_model_gives_away_is_not_found_in_one_that_never_met_them(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "priors", lambda: {"gmi-gan": Leaked})
+    attacks = (AttackPlan(name="ppa", settings=PPA),)
+    changes = {"classes": "all", "chunk": 10, "prior_settings": {}, "attacks": attacks, "evaluator_epochs": 4}
+    plan = counterfactual_plan(digits, tmp_path / "run", tmp_path / "cache", defend=DefendPlan(epochs=3), **changes)
+    ours, control = run_attack(plan).attacks
+    assert ours.measurement("attack_acc1").value > 0.9 and control.measurement("attack_acc1").value < 0.5
+    assert control.measurement("target_acceptance").value > 0.6  # it did find somebody
+    (leak,) = ours.over_control
+    assert leak.value > 0.5 and leak.interval.low > 0
 
 
 @pytest.mark.slow
@@ -286,13 +309,14 @@ def test_a_model_of_the_owner_takes_its_place(scene, run, tmp_path, monkeypatch)
     assert found.note.startswith(f"{file}, as given: it is for its owner to know") and "Accuracy" in found.note
 
 
-def test_a_given_model_that_knows_the_attacked_people_is_a_warning(scene, tmp_path):
+@pytest.mark.parametrize("people", [ATTACKED, (0, 1, 2, 3, 4)])
+def test_a_given_model_that_knows_the_attacked_people_is_a_warning(scene, tmp_path, people):
     same = load_model(scene.model.ref)
     with torch.no_grad():
         next(same.classifier.net.parameters()).mul_(1.0001)
     save_model(tmp_path / "twin.safetensors", same, {})
     given = planned(scene, counterfactual=str(tmp_path / "twin.safetensors"))
-    made(given)
+    made(given, people)
     assert any("was it trained on them?" in text for text in given.warnings)
 
 
