@@ -22,6 +22,7 @@ from mi_audit.audit.judge import model_facts
 from mi_audit.audit.plan import AttackPlan, DecisionPlan, DefendPlan, Plan
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import Scene, open_scene, whole
+from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.quantity import Measurement, Quantity
 from mi_audit.core.report import AuditReport
@@ -90,6 +91,18 @@ def test_no_trainer_of_the_control_is_given_a_picture_of_an_attacked_person(run,
     assert len(given) == 3  # a start, and a target for each of two seeds
     for train, val, _ in given:
         assert len(train) and not theirs & hashes(train.pixels, val.pixels)
+
+
+def test_no_start_is_trained_on_a_public_copy_of_an_attacked_person(scene, monkeypatch):
+    given: list[tuple[Dataset, Dataset, Recipe]] = []
+    for trainer in (retrain, pretrain):
+        monkeypatch.setattr(trainer, "fit", spied(trainer.fit, given))
+    theirs = scene.splits.train.pixels[scene.splits.train.labels == 3][:30]
+    public = replace(scene.public, pixels=scene.public.pixels.clone(), fingerprint="with copies")
+    public.pixels[:30] = theirs
+    made(replace(planned(scene), public=public))
+    assert len(given) == 2
+    assert all(not hashes(theirs) & hashes(train.pixels, val.pixels) for train, val, _ in given)
 
 
 def test_the_outputs_of_attacked_people_keep_their_index_and_others_keep_everything(run, scene):

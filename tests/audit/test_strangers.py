@@ -53,7 +53,7 @@ def test_nearly_the_same_picture_is_left_out_too():
     splits, public = private(), noise(PUBLIC, 4)
     public.pixels[3] = splits.train.pixels[0] // 8 * 8
     assert len(purged(splits, public, (0,)).public) == len(public) - 1
-    assert len(purged(splits, public, (1,)).public) == len(public)
+    assert purged(splits, public, (1,)).public is public  # so that what was trained on it serves again
 
 
 def test_public_people_of_the_same_name_are_left_out():
@@ -99,7 +99,7 @@ def test_a_small_stranger_is_divided_alike_and_named():
 
 
 def test_who_takes_a_place_follows_from_data_and_seed():
-    people = {f"person {k}": 12 for k in range(20)}
+    people = {f"person {k}": 12 + k for k in range(20)}  # all have enough, so that the largest is not preferred
     left = purged(private(), noise(people, 4), (0, 1, 2))
     again = purged(private(), noise(people, 4), (0, 1, 2))
     drawn = [seated(left, seed).strangers for seed in range(6)]
