@@ -7,24 +7,26 @@ import pytest
 import torch
 
 from mi_audit.audit import registry
-from mi_audit.core.run import Run
-from mi_audit.core.target import TorchTarget, restricted
-from tests.toy import ToyPrior, classifier, target
+from mi_audit.core.run import Averaging, Run
+from mi_audit.core.target import Access, TorchTarget, restricted
+from tests.toy import classifier, prior_for, target
 
 ATTACKS = registry.attacks()
+WHITE_BOX = {name: attack for name, attack in ATTACKS.items() if attack.threat_model()[0].access == Access.WHITE_BOX}
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 
 def reconstruct(attack, toy=None, run=None, classes=(0, 1, 2, 3)):
     view = restricted(toy or target(), attack.threat_model()[0].access)
-    return attack(**attack.smoke).run(view, ToyPrior(), torch.tensor(classes), run or Run())
+    return attack(**attack.smoke).run(view, prior_for(attack), torch.tensor(classes), run or Run())
 
 
 @every_attack
 def test_an_attack_states_its_source_cost_and_prior(attack):
     assert attack.paper.url.startswith("https://")
     assert attack.cost and isinstance(attack.deviations, tuple) and attack.version >= 1
-    assert attack.prior in registry.priors()
+    assert attack().recipes[0] == attack.prior
+    assert set(attack().recipes) <= set(registry.priors())
 
 
 @every_attack
@@ -122,3 +124,21 @@ def test_an_attack_reports_a_loss_that_falls(attack):
 def test_an_attack_reaches_every_class(attack):
     found = reconstruct(attack)
     assert torch.equal(target().labels(found.images), found.labels)
+
+
+@pytest.mark.parametrize("attack", WHITE_BOX.values(), ids=WHITE_BOX)
+def test_a_white_box_attack_averages_its_gradients_when_asked_to(attack):
+    toy, plain, views = target(), Run(), Run(averaging=Averaging("taa", 3))
+    without, averaged = reconstruct(attack, run=plain), reconstruct(attack, toy, views)
+    assert views.work["target_backward"] == 3 * plain.work["target_backward"] > 0
+    assert views.work["target_forward"] == toy.ledger.spent.total()
+    assert views.work["generator_forward"] == plain.work["generator_forward"]
+    assert not torch.equal(without.images, averaged.images)
+
+
+@pytest.mark.parametrize("attack", WHITE_BOX.values(), ids=WHITE_BOX)
+def test_averaged_gradients_do_not_depend_on_the_batch_size(attack):
+    small, large = (
+        reconstruct(attack, run=Run(batch_size=size, averaging=Averaging("paa", 3))).images for size in (3, 64)
+    )
+    torch.testing.assert_close(small, large, atol=1e-4, rtol=0)

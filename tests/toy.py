@@ -4,7 +4,16 @@ import torch
 from torch import Tensor, nn
 
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.prior import CriticPrior, LatentSpace, StylePrior
+from mi_audit.core.prior import (
+    AssistedPrior,
+    ConditionalPrior,
+    CriticPrior,
+    Painting,
+    Prior,
+    StylePrior,
+    StyleSpace,
+    Surrogates,
+)
 from mi_audit.core.target import TorchTarget
 
 
@@ -31,8 +40,9 @@ def target() -> TorchTarget:
     return TorchTarget(net, num_classes=4, head=net[1])
 
 
-class ToySpace(LatentSpace):
+class ToySpace(StyleSpace):
     width = 4
+    mean = torch.zeros(4)
 
     def draw(self, noise: Tensor) -> Tensor:
         return self.project(noise)
@@ -44,13 +54,49 @@ class ToySpace(LatentSpace):
         return latents.clamp(-3, 3)
 
 
-class ToyPrior(StylePrior, CriticPrior):
-    """A latent with one number per quadrant; the critic likes images of mean brightness one quarter."""
+class ToyPrior(StylePrior, CriticPrior, ConditionalPrior):
+    """A latent with one number per quadrant; the critic likes images of mean brightness one quarter.
+
+    The first of its two blocks adds half the colours and hands one feature per quadrant on; the second adds the rest.
+    """
 
     z = w = ToySpace()
+    blocks = 2
+
+    def paint(self, styles: Tensor, painting: Painting | None, blocks: range) -> Painting:
+        for block in blocks:
+            features = styles.sigmoid()[:, :, None, None] if painting is None else painting.features
+            half = torch.einsum("bkij,kchw->bchw", features, prototypes()) / 2
+            assert (painting is None) == (block == 0)
+            painting = Painting(features, half if painting is None else painting.colours + half)
+        assert painting is not None
+        return painting
+
+    def show(self, painting: Painting) -> Tensor:
+        return painting.colours.clamp(0, 1)
 
     def realism(self, images: Tensor) -> Tensor:
         return -(images.mean(dim=(1, 2, 3)) - 0.25).square()
+
+    def decode_as(self, latents: Tensor, labels: Tensor) -> Tensor:
+        del labels
+        return self.z.decode(latents)
+
+
+def surrogates(*networks: nn.Module) -> Surrogates:
+    """The given networks, or one that is half as sure as the target; features are the pixels of the quadrants."""
+    with torch.random.fork_rng():
+        half = classifier()
+    half[1].weight.data.div_(2)
+    students = tuple(network.eval().requires_grad_(False) for network in networks or (half,))
+    pixels = prototypes().flatten(1)
+    return Surrogates(students, pixels.mean(dim=0), pixels.std(dim=0))
+
+
+def prior_for(attack: type) -> Prior:
+    """What the threat model of the attack asks for."""
+    assisted = attack.threat_model()[1] is AssistedPrior
+    return AssistedPrior(ToyPrior(), surrogates()) if assisted else ToyPrior()
 
 
 def dataset(per_class: int = 6, size: int = 8, seed: int = 0) -> Dataset:

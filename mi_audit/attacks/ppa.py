@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
@@ -15,10 +13,11 @@ from mi_audit.core.random import Streams
 from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.run import Run
 from mi_audit.core.target import WhiteBoxTarget
-from mi_audit.core.types import Images, Labels, Latents, PerSample, Scores
+from mi_audit.core.types import Images, Labels, Latents, PerSample
 from mi_audit.nn.descent import Descended, Descent
 from mi_audit.nn.objectives import poincare
 from mi_audit.nn.optimisers import Adam
+from mi_audit.nn.pool import Pool
 from mi_audit.nn.views import RandomCrop, centre_crop
 
 STYLE_LR, PLAIN_LR = 0.005, 0.03  # published for StyleGAN's style space; measured on a small GAN's normal latents
@@ -32,7 +31,9 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     each class by gradient descent on the Poincare loss, return the `keep` most robust, surest first.
 
     Attributes:
+        generator: Name of the recipe of the generator to search: `gmi-gan`, `stylegan2` or another prior.
         pool: Random latents, shared by all classes.
+        truncation: In a style space, the distance of the pool from the average style, as a share.
         restarts: Latents optimised per class, all different; `keep <= restarts <= pool`.
         keep: Images returned per class.
         steps: Gradient steps per latent.
@@ -59,16 +60,21 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     prior: ClassVar = "gmi-gan"
     cost: ClassVar = "280 steps through generator and target, 400 target views; shared pool of 5000"
     deviations: ClassVar = (
-        "Published with StyleGAN2 only; here any prior works. For latents that are not styles the step size is 0.03, "
+        "Published with StyleGAN2 only, which `generator=stylegan2` chooses; here any prior works.",
+        "For latents that are not styles the step size is 0.03, "
         "because the published 0.005 hardly moves standard normal latents within the published number of steps.",
         "Every image gets its own random crop; the published code draws one crop per batch.",
         "Crop edges are not rounded to pixels.",
         "No centre crop by default: small priors are trained on pictures that are cropped already.",
         "No decay of the step size: only the default file of the published code has it, not its experiments.",
-        "The candidate that was scored is the one that is optimised; the published code truncates the two differently.",
+        "The candidate that was scored is the one that is optimised: one truncated style for all layers. The published "
+        "code scores images whose last layers are not truncated, and then repeats the first layer's style.",
+        "In [0, 1] images are clipped at every step; the published code clips them for the first scores only.",
     )
 
+    generator: str = prior
     pool: int = 5000
+    truncation: float = 0.5
     restarts: int = 200
     keep: int = 50
     steps: int = 70
@@ -85,13 +91,19 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
             raise ConfigError(
                 f"expected 1 <= keep <= restarts <= pool, got {self.keep}, {self.restarts}, {self.pool}; change one"
             )
-        if min(self.steps, self.views) < 1 or not 0 < self.crop <= 1 or (self.lr is not None and self.lr <= 0):
+        if min(self.steps, self.views) < 1 or not 0 < self.crop <= 1 or not 0 <= self.truncation <= 1:
             raise ConfigError(
-                f"expected steps and views >= 1, 0 < crop <= 1, lr > 0, "
-                f"got {self.steps}, {self.views}, {self.crop}, {self.lr}; correct them"
+                f"expected steps and views >= 1, 0 < crop <= 1, 0 <= truncation <= 1, "
+                f"got {self.steps}, {self.views}, {self.crop}, {self.truncation}; correct them"
             )
+        if self.lr is not None and self.lr <= 0:
+            raise ConfigError(f"expected lr > 0, got {self.lr}; leave it out for the usual step size")
         self._light()
         self._heavy()
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return (self.generator,)
 
     @property
     def sample_steps(self) -> int:
@@ -101,7 +113,8 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         space = prior.search
         labels = classes.repeat_interleave(self.restarts)
         streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
-        start = self._candidates(target, prior, classes, run)
+        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop)
+        start = pool.draw(target, prior, classes, self.restarts, run).best
         latents, curve = self._optimise(target, prior, start, labels, streams, run)
         robustness = self._robustness(target, prior, latents, labels, streams, run)
 
@@ -112,26 +125,6 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
             images = run.map(space.decode, latents[kept]).float()
         run.work.update(generator_forward=len(images))
         return Reconstructions(images, labels[kept], robustness[kept], (curve,))
-
-    @torch.no_grad()
-    def _candidates(
-        self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run
-    ) -> Float[Tensor, "n *latent"]:
-        """The surest latents of the pool for each class, by the mean over an image and its mirror image."""
-        space, index = prior.search, torch.arange(self.pool, device=classes.device)
-        streams = run.streams(torch.full_like(index, -1), index)  # of no class, so that all classes share one pool
-        pool = space.draw(streams.normal("pool", space.width))
-
-        def score(rows: range, latents: Latents) -> Scores:
-            images = centre_crop(space.decode(latents), self.crop)
-            both = target.scores(images)[:, classes] + target.scores(images.flip(3))[:, classes]
-            run.on_step("pool", rows.stop, self.pool)
-            return both / 2
-
-        scores = run.map(score, range(self.pool), pool)
-        run.work.update(generator_forward=self.pool, target_forward=2 * self.pool)
-        best = scores.sort(dim=0, descending=True, stable=True).indices[: self.restarts]  # restarts k
-        return pool[best.T.flatten()]
 
     def _optimise(
         self, target: WhiteBoxTarget, prior: Prior, start: Latents, labels: Labels, streams: Streams, run: Run

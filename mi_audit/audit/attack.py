@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from mi_audit import __version__
-from mi_audit.audit import registry
+from mi_audit.audit import positive, registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
 from mi_audit.audit.counterfactual import (
@@ -18,21 +18,32 @@ from mi_audit.audit.counterfactual import (
     counterfactual_control,
     doubted,
 )
+from mi_audit.audit.declared import reproduced
 from mi_audit.audit.exposed import NAME, drawing_order
-from mi_audit.audit.fitting import FittedPrior, fit_prior
+from mi_audit.audit.fitting import Fitted, assemble, knowledge
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
 from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
 from mi_audit.audit.measure import Gallery
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.runner import Runner, Targets, contender, random_control, untrained, untrained_control
+from mi_audit.audit.runner import (
+    Runner,
+    Targets,
+    averaging_of,
+    contender,
+    models_of,
+    random_control,
+    untrained,
+    untrained_control,
+)
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.stopping import enough_people, stops_early
 from mi_audit.audit.validity import check
 from mi_audit.audit.verifier import Verifier, load_verifier
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.prior import Prior
 from mi_audit.core.report import AttackResult, AuditReport, Comparison, ModelFacts, Verdict
 from mi_audit.store.files import digest
 from mi_audit.store.results import read_result, write_result
@@ -126,7 +137,7 @@ def audit_models(
     planned = attacked_classes(scene)
     other = counterfactual(scene, targets, planned)
     if not people and stops_early(scene.plan):
-        sketch = replace(scene, plan=replace(scene.plan, metrics=(NAME,), images="none"))
+        sketch = replace(scene, plan=replace(scene.plan, metrics=(NAME,), images="none", positive_control=False))
         people = enough_people(
             drawing_order(planned, next(facts for _, facts in targets.values()).sha256),
             scene.plan.chunk,
@@ -148,16 +159,29 @@ def _audit(
     other: Counterfactual | None,
 ) -> AuditReport:
     verifier = court.verifier
+    if scene.plan.views > 1 and not any(averaging_of(scene.plan, attack) for attack in builds.values()):
+        scene.warn("--views changed nothing: no attack of this run is white-box")
     judge = as_judge(court.model, scene.device)
     gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
     runner = Runner(scene, targets, gallery, attacked, folder)
     results, ids, priors = run_all(runner, builds, other)
-    flags = check(scene, targets, attacked, results, builds, verifier.facts)
+    leaky, leaky_ids = positive.controls(runner, builds)
+    accuracy = reproduced([facts for _, facts in targets.values()], scene.plan.declared_accuracy)
+    checks = check(scene, targets, attacked, results, builds, verifier.facts)
+    flags = (accuracy, positive.suite_works(leaky, attacked), *checks)
     used = [prior for fitted in priors.values() for prior in fitted.values()]
     private, public = scene.data_facts()
     papers = [attack.paper for attack in builds.values()] + [registry.priors()[name].paper for name in priors]
     return AuditReport(
-        id=digest("audit", ids, court.facts.sha256, scene.plan.metrics, scene.plan.controls, sha256_of(verifier)),
+        id=digest(
+            "audit",
+            [*ids, *leaky_ids],
+            court.facts.sha256,
+            scene.plan.metrics,
+            scene.plan.controls,
+            sha256_of(verifier),
+            scene.plan.declared_accuracy,
+        ),
         tool=tool_versions(),
         device=scene.device,
         command=scene.plan.command,
@@ -170,7 +194,7 @@ def _audit(
         priors=tuple({prior.facts.sha256: prior.facts for prior in used}.values()),
         classes=scene.splits.train.classes,
         attacked=tuple(sorted(attacked)),
-        attacks=tuple(results),
+        attacks=(*results, *leaky),
         warnings=tuple(scene.warnings),
         limits=LIMITS,
         papers=tuple(dict.fromkeys(str(paper) for paper in papers)),
@@ -181,49 +205,49 @@ def _audit(
 
 def run_all(
     runner: Runner, builds: Mapping[str, Attack[Any, Any]], other: Counterfactual | None = None
-) -> tuple[tuple[AttackResult, ...], list[str], dict[str, dict[int, FittedPrior]]]:
-    """Every attack and every control of the plan: results, attacks first; ids of the jobs; priors by name and seed."""
+) -> tuple[tuple[AttackResult, ...], list[str], dict[str, dict[int, Fitted]]]:
+    """Every attack and every control of the plan: results, attacks first; ids of the jobs; what was fitted, by seed."""
     scene, targets = runner.scene, runner.targets
     kinds = chosen(scene.plan.controls)
     seeds = tuple(targets)
     permutation = derangement(runner.attacked, scene.splits.train.fingerprint) if "permuted" in kinds else None
-    priors: dict[str, dict[int, FittedPrior]] = {}
+    priors: dict[str, dict[int, Fitted]] = {}
     attacks: list[AttackResult] = []
     permuted: list[AttackResult] = []
     others: list[AttackResult] = []
     ids: list[str] = []
     for name, attack in builds.items():
-        if attack.prior not in priors:
-            priors[attack.prior] = fitted_priors(scene, attack.prior, targets)
-        (result, *floors), jobs = runner.measured(contender(name, attack, seeds), priors[attack.prior], permutation)
+        known = knowledge(scene, attack, models_of(targets), priors)
+        one = contender(name, attack, seeds, averaging_of(scene.plan, attack))
+        (result, *floors), jobs = runner.measured(one, known, permutation)
         attacks.append(result)
         permuted += floors
         ids += jobs
     if "random" in kinds:
         for name, fitted in priors.items():
-            found, jobs = runner.measured(random_control(name, seeds), fitted)
-            others += found
-            ids += jobs
+            if isinstance(fitted[seeds[0]].made, Prior):
+                alone = {seed: assemble([one]) for seed, one in fitted.items()}
+                found, jobs = runner.measured(random_control(name, seeds), alone)
+                others += found
+                ids += jobs
     if "untrained" in kinds:
         blank = replace(runner, targets={seed: (untrained(model, seed), f) for seed, (model, f) in targets.items()})
+        asked: dict[str, dict[int, Fitted]] = {}
         for name, attack in builds.items():
-            fitted = fitted_priors(scene, attack.prior, blank.targets)
-            found, jobs = blank.measured(untrained_control(name, attack, seeds), fitted)
+            known = knowledge(scene, attack, models_of(blank.targets), asked)
+            one = untrained_control(name, attack, seeds, averaging_of(scene.plan, attack))
+            found, jobs = blank.measured(one, known)
             others += found
             ids += jobs
     if other is not None:
+        met, asked = replace(runner, targets=other.targets), {}
         for name, attack in builds.items():
-            fitted = fitted_priors(scene, attack.prior, other.targets)
-            control = counterfactual_control(name, attack, seeds, other.note)
-            found, jobs = replace(runner, targets=other.targets).measured(control, fitted)
+            known = knowledge(scene, attack, models_of(other.targets), asked)
+            averaging = averaging_of(scene.plan, attack)
+            found, jobs = met.measured(counterfactual_control(name, attack, seeds, averaging, other.note), known)
             others += map(doubted, found)
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors
-
-
-def fitted_priors(scene: Scene, name: str, targets: Targets) -> dict[int, FittedPrior]:
-    """The prior called `name` for the model of every seed."""
-    return {seed: fit_prior(name, scene, model) for seed, (model, _) in targets.items()}
 
 
 def sha256_of(verifier: Verifier) -> str:

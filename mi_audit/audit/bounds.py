@@ -104,8 +104,8 @@ def _find(reference: Reference, case: Case, attack: str) -> Quantity | str:
 
 def _find_control(reference: Reference, report: AuditReport, name: str) -> Quantity | str:
     """The strongest control that was drawn from the attack's prior, or the one named in brackets."""
-    controls = [a for a in report.attacks if a.role == "control"]
-    named = [a for a in controls if a.name == name]
+    controls = [a for a in report.attacks if a.floor]
+    named = [a for a in report.attacks if a.role == "control" and a.name == name]
     prior = next((a.prior for a in report.attacks if a.name == name), None)
     chosen = named or [a for a in controls if a.prior == prior] or controls
     found = [m for a in chosen if (m := a.measurement(reference.metric)) and m.value is not None]

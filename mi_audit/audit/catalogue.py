@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mi_audit.audit import registry
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
+from mi_audit.core.prior import SurrogateRecipe
 
 Kind = Literal["attacks", "defenses", "metrics", "priors"]
 Entry = dict[str, Any]
@@ -98,7 +99,8 @@ def _metric(method: type[Any]) -> Entry:
 
 
 def _prior(method: type[Any]) -> Entry:
-    return {"access": "asks the target" if method.needs_target else None}
+    makes = "surrogates" if issubclass(method, SurrogateRecipe) else "prior"
+    return {"access": "asks the target" if method.needs_target else None, "makes": makes}
 
 
 _OF_KIND: Mapping[Kind, Callable[[type[Any]], Entry]] = {

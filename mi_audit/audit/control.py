@@ -109,7 +109,7 @@ def permuted(facts: Mapping[str, Any], measurements: tuple[Measurement, ...]) ->
 def with_leakage(results: Iterable[AttackResult]) -> tuple[AttackResult, ...]:
     """The results, with every attack compared with each of its controls."""
     results = tuple(results)
-    controls = [one for one in results if one.role == "control"]
+    controls = [one for one in results if one.floor]
     return tuple(
         replace(one, over_control=tuple(_over(one, [c for c in controls if belongs(c, one)])))
         if one.role == "attack"

@@ -25,6 +25,7 @@ from mi_audit.core.attack import Attack
 from mi_audit.core.defense import Defense
 from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.report import AttackResult, ModelFacts
+from mi_audit.core.run import Averaging
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel
 from mi_audit.train.classifier import Recipe
@@ -124,9 +125,11 @@ def counterfactual(scene: Scene, targets: Targets, people: Sequence[int]) -> Cou
     return Counterfactual(made, note)
 
 
-def counterfactual_control(name: str, attack: Attack[Any, Any], seeds: Sequence[int], note: str) -> Contender:
+def counterfactual_control(
+    name: str, attack: Attack[Any, Any], seeds: Sequence[int], averaging: Averaging | None, note: str
+) -> Contender:
     """A published attack on a model that never met the attacked people."""
-    one = contender(name, attack, seeds)
+    one = contender(name, attack, seeds, averaging)
     return replace(one, facts={**one.facts, "name": f"{COUNTERFACTUAL}:{name}", "role": "control", "note": note})
 
 

@@ -1,27 +1,31 @@
 """What a run would do and how long it would take, from a probe of a few steps."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
 from mi_audit.audit.control import ATTACKED, chosen
 from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_recipe
-from mi_audit.audit.fitting import cache_file, profile_settings
+from mi_audit.audit.fitting import Fitted, assemble, cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.positive import is_wanted
 from mi_audit.audit.pretrain import is_labelled, labelled_public, start_recipe
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.retrain import defend_recipe
-from mi_audit.audit.runner import default_batch
+from mi_audit.audit.runner import averaging_of, default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.audit.stopping import stops_early
 from mi_audit.audit.verifier import verifier_lesson
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.prior import Prior
+from mi_audit.core.prior import AssistedPrior, Prior
+from mi_audit.core.report import PriorFacts
+from mi_audit.core.types import Images, Latents
 from mi_audit.store.targets import new_model
 from mi_audit.train.classifier import Recipe, fit
 
@@ -55,11 +59,11 @@ def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Est
         private, attacked = whole(scene.splits), attacked_classes(scene)
         sides = 2 if kind == "defend" else 1  # the undefended twin and the defended model
         check_counterfactual(scene, attacked, trains=kind == "defend")
-        again = [name for name in chosen(plan.controls) if name in ATTACKED]
-        attacks = list(_attacks(scene, len(attacked) * plan.seeds * sides, again))
-        rounds = len(plan.attacks) * (1 + len(again))
-        jobs = rounds * -(-len(attacked) // plan.chunk) * plan.seeds * sides
-        parts = [*_priors(scene), *_trainings(scene, kind), *attacks]
+        rounds = {"attack": sides, **{f"control {name}": sides for name in chosen(plan.controls) if name in ATTACKED}}
+        rounds["positive control"] = int(is_wanted(plan))  # both sides share the leaky model
+        jobs = len(build_attacks(plan)) * sum(rounds.values()) * -(-len(attacked) // plan.chunk) * plan.seeds
+        runs = {what: len(attacked) * plan.seeds * models for what, models in rounds.items()}
+        parts = [*_priors(scene), *_trainings(scene, kind), *_attacks(scene, runs)]
         seconds = round(sum(spent for _, spent in parts), 1)
         net = scene.model.classifier
         rows = (
@@ -116,7 +120,7 @@ def _training_seconds(scene: Scene, arch: str, recipe: Recipe, data: Dataset | N
 
 
 def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
-    for name in dict.fromkeys(attack.prior for attack in build_attacks(scene.plan).values()):
+    for name in dict.fromkeys(name for attack in build_attacks(scene.plan).values() for name in attack.recipes):
         method = registry.pick("prior", registry.priors(), name)
         recipe = registry.build("prior", method, name, profile_settings(name, method, scene.plan))
         if cache_file(scene.cache, name, recipe, scene.public, scene.size, scene.model).is_file():
@@ -129,38 +133,59 @@ def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
         yield f"prior {name}, {steps:,} steps (once)", steps * per_step
 
 
-def _attacks(scene: Scene, latents: int, again: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Every attack, and its runs against other models as the controls in `again`."""
+def _attacks(scene: Scene, runs: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    """Every attack on each of `runs`, classes by what they belong to; models of controls are taken to be as fast."""
     for name, attack in build_attacks(scene.plan).items():
-        steps = attack.sample_steps * latents
-        seconds = steps * _step_seconds(scene, _fit_shortly(scene, attack.prior))
-        yield f"attack {name}, {steps:,} image-steps", seconds
-        for control in again:
-            yield f"control {control} of {name}, {steps:,} image-steps", seconds
+        averaging = averaging_of(scene.plan, attack)
+        views, told = (averaging.count, f" of {averaging.count} views") if averaging else (1, "")
+        known = assemble([_fit_shortly(scene, recipe) for recipe in attack.recipes])
+        seconds = _step_seconds(scene, known.prior, views)
+        for what, classes in runs.items():
+            if classes:
+                steps = attack.sample_steps * classes
+                yield f"{what} {name}, {steps:,} image-steps{told}", steps * seconds
 
 
-def _fit_shortly(scene: Scene, name: str) -> Prior:
-    """A prior of the right size after a few training steps: as fast as a good one."""
+def _fit_shortly(scene: Scene, name: str) -> Fitted:
+    """A prior or surrogates of the right size after a few training steps: as fast as good ones."""
     method = registry.pick("prior", registry.priors(), name)
     recipe = registry.build("prior", method, name, profile_settings(name, method, scene.plan))
     target = scene.model.target() if recipe.needs_target else None
     weights = recipe.shortened(PROBE_STEPS).fit(scene.public, target, 0, scene.device, _ignore)
-    return recipe.restore(weights, scene.size, scene.public.channels, scene.device)
+    made = recipe.restore(weights, scene.size, scene.public.channels, scene.device)
+    return Fitted(name, made, PriorFacts(name=name, sha256="", settings={}))
 
 
-def _step_seconds(scene: Scene, prior: Prior) -> float:
-    """Time of one latent through generator and target, forward and backward."""
+def _step_seconds(scene: Scene, prior: Prior, views: int) -> float:
+    """Time of one latent through the generator, and of `views` images through target and surrogates, both ways."""
     batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
-    target, space = scene.model.target(), prior.search
+    space = prior.search
+    surrogates = prior.surrogates.networks if isinstance(prior, AssistedPrior) else ()
+    networks = (scene.model.target().logits, *surrogates)
+
+    def judged(images: Images) -> Tensor:
+        return torch.stack([network(images).sum() for network in networks])
+
+    def latents() -> Latents:
+        return space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
+
+    whole = _seconds(scene, latents, lambda found: judged(space.decode(found)))
+    if views > 1:
+        whole += (views - 1) * _seconds(scene, lambda: space.decode(latents()).detach().requires_grad_(), judged)
+    return whole / batch
+
+
+def _seconds(scene: Scene, make: Callable[[], Tensor], network: Callable[[Tensor], Tensor]) -> float:
+    """Time of a forward and a backward pass of `network` over a new input, on average over a few."""
     start = time.monotonic()
     for step in range(PROBE_STEPS + 1):
         if step == 1:
             start = time.monotonic()  # the first step warms up
-        latents = space.draw(torch.zeros(batch, space.width, device=scene.device)).requires_grad_()
-        torch.autograd.grad(target.logits(space.decode(latents)).sum(), latents)
+        given = make()
+        torch.autograd.grad(network(given).sum(), given)
     if scene.device.startswith("cuda"):
         torch.cuda.synchronize()
-    return (time.monotonic() - start) / (PROBE_STEPS * batch)
+    return (time.monotonic() - start) / PROBE_STEPS
 
 
 def _ignore(label: str, done: int, total: int) -> None:

@@ -36,12 +36,12 @@ def exposed_by_attacks(report: AuditReport) -> Identities:
 
 
 def exposed_by_controls(report: AuditReport) -> dict[str, Identities]:
-    """The identities that each kind of control, which never saw them, exposes; only controls that measured it.
+    """The identities that each kind of control without a leak exposes; only controls that measured it.
 
     The worst over the attacks counts, as it does for the attacks themselves: a judge who errs once in a hundred
     pictures errs more often on the best of several attacks, on both sides of the comparison.
     """
-    measured = [a for a in report.attacks if a.role == "control" and is_measured(a)]
+    measured = [a for a in report.attacks if a.floor and is_measured(a)]
     kinds = dict.fromkeys(_kind(one) for one in measured)
     return {kind: exposed_by([one for one in measured if _kind(one) == kind], report) for kind in kinds}
 

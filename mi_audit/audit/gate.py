@@ -42,12 +42,15 @@ KNOWN = (
     "share_closer_evaluator",
     "near_duplicates",
     "kes",
+    "lpips_alex_min_train",
+    "lpips_vgg_min_train",
     "attack_acc1_variance_kedmi",
     "precision_nearest_k3",
 )
 EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 5}
 RUN_FAILED = 4
 POLICY: Literal["audit-v1"] = "audit-v1"
+GROUNDS = ("V1 ", "V2 ")  # checks of what every rule stands on, whatever the policy
 MEASURED_HERE = "NOT_CONVERGED"  # the flag that says what target acceptance says already
 
 
@@ -144,9 +147,10 @@ def sanity(report: AuditReport) -> tuple[str, ...]:
     """Reasons why low leakage in this report would not show privacy; empty when there are none.
 
     The attacks must have convinced the target itself, nothing may have failed or been flagged, and the evaluator must
-    be more than half-way between chance and perfect, by the lower end of its interval.
+    be more than half-way between chance and perfect, by the lower end of its interval. Where an accuracy is declared,
+    it must have been reproduced, and where a positive control ran, it must have succeeded.
     """
-    return (*_unconvincing(report), *_unfinished(report), *_weak_evaluator(report))
+    return (*_unconvincing(report), *_unfinished(report), *_weak_evaluator(report), *_unfounded(report))
 
 
 def _case(result: AuditReport | Comparison, baseline: AuditReport | Comparison | None) -> Case:
@@ -193,6 +197,12 @@ def _weak_evaluator(report: AuditReport) -> tuple[str, ...]:
         return ()
     got = "is unknown" if lowest is None else f"may be as low as {lowest:.1%}"
     return (f"the accuracy of the evaluator {got}; it has to exceed {needed:.1%}, half-way from chance to perfect",)
+
+
+def _unfounded(report: AuditReport) -> tuple[str, ...]:
+    """Another model than declared, or attacks that could not even break a leaky one."""
+    raised = [flag for flag in report.validity if flag.passed is False and flag.id.startswith(GROUNDS)]
+    return tuple(f"{flag.id}: {flag.detail}; {flag.clears}" for flag in raised)
 
 
 def _judge_rule(rule: RulePlan, case: Case, problems: tuple[str, ...]) -> RuleResult:

@@ -73,7 +73,7 @@ def workshop(plan: Plan, name: str) -> Workshop:
     public = load_dataset(plan.public, size, None, convert_color=plan.convert_color, cache=cache)
     method = registry.pick("prior", registry.priors(), name)
     recipe = registry.build("prior", method, name, profile_settings(name, method, plan))
-    if recipe.needs_target:
+    if recipe.needs_target or not isinstance(recipe, PriorRecipe):
         raise ConfigError(f"expected a prior that needs no target, got {name}; it is fitted by `mi-audit attack`")
     return Workshop(name, recipe, public, size, device, cache_file(cache, name, recipe, public, size, None))
 

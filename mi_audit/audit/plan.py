@@ -122,15 +122,19 @@ class Plan:
         convert_color: Turn grey pictures into RGB and back instead of refusing the mismatch.
         attacks, metrics: What to run; metrics empty means all but the expensive and unusual.
         classes: `all`, `0-4`, `0,3,7` or `random:50`.
-        profile: `quick` fits two cores, `standard` is the published setting, `thorough` more of it.
+        profile: `quick` fits two cores, `standard` is the published setting, `thorough` adds the positive control.
         seed, seeds: First seed and number of them.
         evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
         verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
         controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`, `counterfactual`.
         counterfactual: The target of the last: `auto` trains one, else a model reference.
+        positive_control: Attack a model that leaks on purpose as well; None does so under the profile `thorough`.
+        declared_accuracy: Test accuracy of the model according to its owner, a share; None is not declared.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
+        views, view_kind: Views that white-box attacks average every gradient over; 1 is none. `paa` adds noise, `taa`
+            crops and turns.
         chunk: Classes per job.
         max_queries: Budget of every job's ledger.
         images: `local` writes pictures into the run folder, `none` leaves no picture behind.
@@ -158,6 +162,10 @@ class Plan:
     verifier: str = "auto"
     controls: tuple[str, ...] = ("random", "permuted")
     counterfactual: str = "auto"
+    positive_control: bool | None = None
+    declared_accuracy: float | None = None
+    views: int = 1
+    view_kind: Literal["paa", "taa"] = "taa"
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"

@@ -16,7 +16,7 @@ from mi_audit.core.attack import Attack
 from mi_audit.core.defense import Defense
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.metric import Metric
-from mi_audit.core.prior import PriorRecipe
+from mi_audit.core.prior import PublicRecipe
 
 T = TypeVar("T")
 
@@ -40,9 +40,9 @@ def metrics() -> Mapping[str, type[Metric]]:
 
 
 @cache
-def priors() -> Mapping[str, type[PriorRecipe]]:
-    """Every recipe of a prior, by command-line name."""
-    return _found(PriorRecipe, "priors")  # type: ignore[type-abstract]
+def priors() -> Mapping[str, type[PublicRecipe]]:
+    """Every recipe of a prior or of surrogates, by command-line name."""
+    return _found(PublicRecipe, "priors")  # type: ignore[type-abstract]
 
 
 def pick(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:

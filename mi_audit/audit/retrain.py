@@ -10,7 +10,7 @@ from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.defense import Defense
 from mi_audit.nn.classifier import Classifier
 from mi_audit.store.targets import LoadedModel, load_model, save_model
-from mi_audit.train.classifier import Recipe, cross_entropy, fit
+from mi_audit.train.classifier import Recipe, accuracy, cross_entropy, fit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +66,7 @@ def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -
             "init": init,
             "seed": seed,
             "val_accuracy": val,
+            "test_accuracy": accuracy(model.classifier, scene.splits.test, scene.device).value,
             "adaptive_attack": "" if how.defense is None else how.defense.adaptive,
         }
         save_model(file, model, {"defense": manifest})

@@ -8,22 +8,29 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit import control
-from mi_audit.audit.fitting import FittedPrior
+from mi_audit.audit.fitting import Knowledge
 from mi_audit.audit.jobs import Job, Outcome, execute
 from mi_audit.audit.measure import Gallery, measure_attack
+from mi_audit.audit.plan import Plan
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.prior import Prior
 from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.report import AttackResult, ModelFacts
-from mi_audit.core.run import Run
-from mi_audit.core.target import QueryLedger, restricted
+from mi_audit.core.run import Averaging, Run
+from mi_audit.core.target import Access, LabelOnlyTarget, QueryLedger, restricted
 from mi_audit.store.files import digest
 from mi_audit.store.images import quantise
 from mi_audit.store.targets import LoadedModel, new_model
 
 BATCH = 256  # pictures the target looks at once, without gradients
 Targets = Mapping[int, tuple[LoadedModel, ModelFacts]]  # one per seed
+
+
+def models_of(targets: Targets) -> dict[int, LoadedModel]:
+    """The model of every seed."""
+    return {seed: model for seed, (model, _) in targets.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,19 +50,32 @@ class Contender:
     access: Callable[[Any], Any]
 
 
-def contender(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Contender:
-    """A published attack."""
+def averaging_of(plan: Plan, attack: Attack[Any, Any]) -> Averaging | None:
+    """The views that the plan wants `attack` to average over; None for an attack that follows no gradient."""
+    follows = attack.threat_model()[0].access == Access.WHITE_BOX
+    return Averaging(plan.view_kind, plan.views) if plan.views > 1 and follows else None
+
+
+def contender(
+    name: str, attack: Attack[Any, Any], seeds: Sequence[int], averaging: Averaging | None = None
+) -> Contender:
+    """A published attack; its views, when there are any, are settings like its own."""
     access = attack.threat_model()[0].access
+    views = {"averaged_views": averaging.count, "averaged_kind": averaging.kind} if averaging else {}
     facts = {
         "name": name,
         "role": "attack",
         "access": str(access),
-        "prior": attack.prior,
+        "prior": attack.recipes[0],
         "paper": str(attack.paper),
-        "settings": as_settings(attack),
+        "settings": as_settings(attack) | views,
         "seeds": tuple(seeds),
     }
-    return Contender(facts, attack.version, attack.run, lambda target: restricted(target, access))
+
+    def search(target: LabelOnlyTarget, prior: Prior, classes: Tensor, run: Run) -> Reconstructions:
+        return attack.run(target, prior, classes, replace(run, averaging=averaging))
+
+    return Contender(facts, attack.version, search, lambda target: restricted(target, access))
 
 
 def random_control(prior: str, seeds: Sequence[int]) -> Contender:
@@ -75,9 +95,11 @@ def random_control(prior: str, seeds: Sequence[int]) -> Contender:
     )
 
 
-def untrained_control(name: str, attack: Attack[Any, Any], seeds: Sequence[int]) -> Contender:
+def untrained_control(
+    name: str, attack: Attack[Any, Any], seeds: Sequence[int], averaging: Averaging | None = None
+) -> Contender:
     """A published attack on a model that learned nothing: what prior and optimiser achieve alone."""
-    one = contender(name, attack, seeds)
+    one = contender(name, attack, seeds, averaging)
     return replace(one, facts={**one.facts, "name": f"{control.UNTRAINED}:{name}", "role": "control"})
 
 
@@ -115,7 +137,7 @@ class Runner:
     folder: str
 
     def measured(
-        self, one: Contender, priors: Mapping[int, FittedPrior], permutation: Mapping[int, int] | None = None
+        self, one: Contender, priors: Mapping[int, Knowledge], permutation: Mapping[int, int] | None = None
     ) -> tuple[tuple[AttackResult, ...], list[str]]:
         """Run all jobs of a contender that have no result yet; return its measurements and the ids of its jobs.
 
@@ -136,25 +158,25 @@ class Runner:
             found = measure_attack(scene, self.gallery, outcomes, one.facts, place, permutation)
         return found, [job.id for job in jobs]
 
-    def _jobs(self, one: Contender, priors: Mapping[int, FittedPrior]) -> Iterator[Job]:
+    def _jobs(self, one: Contender, priors: Mapping[int, Knowledge]) -> Iterator[Job]:
         plan = self.scene.plan
         for seed, (model, _) in self.targets.items():
             net = model.classifier
-            what = (one.facts["name"], one.version, one.facts["settings"], priors[seed].facts.sha256, self.scene.size)
+            what = (one.facts["name"], one.version, one.facts["settings"], priors[seed].sha256, self.scene.size)
             whom = (model.sha256, model.arch, net.size, net.mean_values, net.std_values, net.order)
             how = (plan.max_queries, plan.precision == "bf16", self.scene.splits.train.fingerprint)
             for start in range(0, len(self.attacked), plan.chunk):
                 chunk = tuple(sorted(self.attacked[start : start + plan.chunk]))
                 yield Job(str(one.facts["name"]), chunk, seed, digest("job", what, whom, how, chunk, seed))
 
-    def _perform(self, one: Contender, prior: FittedPrior, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def _perform(self, one: Contender, known: Knowledge, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
         scene, model = self.scene, self.targets[job.seed][0]
         target = model.target(QueryLedger(scene.plan.max_queries))
         run = self._run(job)
         kind = torch.device(scene.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=scene.plan.precision == "bf16"):
             classes = torch.tensor(job.classes, device=scene.device)
-            found = one.search(one.access(target), prior.prior, classes, run)
+            found = one.search(one.access(target), known.prior, classes, run)
         pixels = quantise(found.images.float()).cpu()
         labels = found.labels.cpu()
         looked = model.target()

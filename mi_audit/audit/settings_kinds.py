@@ -22,6 +22,7 @@ Whole = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
 Share = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)]
+Portion = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=1)]
 Chance = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, lt=1)]
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from mi_audit.audit.settings_gate import BaselineTable, DecisionTable, Rules, WaiverTable
-from mi_audit.audit.settings_kinds import Count, Numbers, Rate, Table, Whole, Words
+from mi_audit.audit.settings_kinds import Count, Numbers, Portion, Rate, Table, Whole, Words
 
 Open = Mapping[str, Mapping[str, object]]
 
@@ -102,6 +102,24 @@ class RunTable(Table):
     counterfactual: str = Field(
         default="auto",
         description="model trained without the attacked people, for that control: a model reference; auto trains one",
+    )
+    positive_control: bool | None = Field(
+        default=None,
+        description="attack a model that leaks on purpose, too: it must succeed; on in the profile thorough",
+        examples=[True],
+    )
+    declared_accuracy: Portion | None = Field(
+        default=None,
+        description="test accuracy that the owner declares, a share; the measured one must be within two points",
+        examples=[0.86],
+    )
+    views: Count = Field(
+        default=1,
+        description="random views that white-box attacks average every gradient over, 20 to 50 against a defense; "
+        "1 is none",
+    )
+    view_kind: Literal["paa", "taa"] = Field(
+        default="taa", description="what those views are: paa adds noise, taa crops and turns"
     )
     prior_profile: Literal["quick", "standard"] | None = Field(
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]

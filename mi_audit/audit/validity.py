@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_audit.audit.runner import averaging_of
 from mi_audit.audit.scene import Scene
 from mi_audit.core.attack import Attack
 from mi_audit.core.random import Streams
 from mi_audit.core.report import AttackResult, ModelFacts
+from mi_audit.core.run import LEAST_VIEWS, Averaging
 from mi_audit.core.target import TorchTarget
 from mi_audit.core.types import Images, Labels
 from mi_audit.core.verdict import ValidityFlag, VerifierFacts
@@ -57,14 +59,15 @@ def check(
     attacks = [one for one in results if one.role == "attack"]
     zero = _worst([zero_gradient(target, tried) for target in models])
     defenses = [facts.defense for _, facts in targets.values()]
+    averaging = next((one for attack in builds.values() if (one := averaging_of(scene.plan, attack))), None)
     return (
         _worst([non_logit(target, tried) for target in models]),
-        _worst([randomised(target, tried) for target in models]),
+        _worst([randomised(target, tried, averaging) for target in models]),
         zero,
         not_converged(attacks, _reachable(attacks, models, tried, zero.passed), _black_box_better(attacks)),
         black_box_better(attacks),
         type1_gap(attacks, verifier),
-        no_adaptive(defenses, builds),
+        no_adaptive(defenses, builds, averaging),
     )
 
 
@@ -93,20 +96,21 @@ def non_logit(target: TorchTarget, tried: Pilots) -> ValidityFlag:
 
 
 @torch.no_grad()
-def randomised(target: TorchTarget, tried: Pilots) -> ValidityFlag:
-    """G1: five passes over the same images do not agree."""
+def randomised(target: TorchTarget, tried: Pilots, averaging: Averaging | None = None) -> ValidityFlag:
+    """G1: five passes over the same images do not agree, and no gradient is averaged over enough of them."""
     with torch.random.fork_rng():
         passes = torch.stack([target.logits(tried.images).float() for _ in range(PASSES)])
     size = passes[0].norm(dim=1).clamp_min(1e-12)
     off = float(((passes - passes[0]).norm(dim=2) / size).max())
     random = not off <= SAME_OUTPUT  # NaN counts
+    averaged = averaging.count if random and averaging and off < float("inf") else 0
+    passed = not random or averaged >= LEAST_VIEWS
+    detail = f"{PASSES} passes over {len(tried.labels)} images differ by at most {off:.1e} (normalised L2)"
     return ValidityFlag(
         id="G1 RANDOMISED",
-        passed=not random,
-        detail=f"{PASSES} passes over {len(tried.labels)} images differ by at most {off:.1e} (normalised L2)",
-        clears="attack the average of at least 20 passes, or give the model with its randomness switched off"
-        if random
-        else "",
+        passed=passed,
+        detail=detail + (f"; the white-box attacks averaged {averaged} passes per step" if averaged else ""),
+        clears="" if passed else "attack the average of 20 passes by --views 20, or switch the randomness off",
     )
 
 
@@ -232,13 +236,17 @@ def type1_gap(attacks: Sequence[AttackResult], verifier: VerifierFacts | None) -
     return ValidityFlag(id="G5 TYPE1_GAP", passed=passed, detail=detail, clears=clears)
 
 
-def no_adaptive(defenses: Sequence[Mapping[str, object]], builds: Mapping[str, Attack[Any, Any]]) -> ValidityFlag:
-    """G6: a defense is declared, and no attack that was designed against it ran."""
+def no_adaptive(
+    defenses: Sequence[Mapping[str, object]], builds: Mapping[str, Attack[Any, Any]], averaging: Averaging | None = None
+) -> ValidityFlag:
+    """G6: a defense is declared, and neither an attack nor an averaging of views that is known to undo it ran."""
     declared = [defense for defense in defenses if defense and defense.get("method", "none") != "none"]
     if not declared:
         return ValidityFlag(id="G6 NO_ADAPTIVE", passed=True, detail="no defense is declared")
     method, advice = str(declared[0].get("method")), str(declared[0].get("adaptive_attack") or "")
     ran = [name for name, attack in builds.items() if method in attack.adaptive_to]
+    if averaging and method in averaging.adaptive_to:
+        ran.append(f"averaging over {averaging.count} views ({averaging.kind})")
     detail = f"the model declares the defense {method}; "
     return ValidityFlag(
         id="G6 NO_ADAPTIVE",

@@ -92,7 +92,19 @@ def info(
 def _facts(entry: Mapping[str, Any]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
-    for key in ("access", "prior", "knowledge", "kind", "adaptive", "measures", "unit", "cost", "tags", "paper"):
+    for key in (
+        "access",
+        "prior",
+        "knowledge",
+        "makes",
+        "kind",
+        "adaptive",
+        "measures",
+        "unit",
+        "cost",
+        "tags",
+        "paper",
+    ):
         value = entry.get(key)
         if value:
             table.add_row(key, Text(", ".join(map(str, value)) if isinstance(value, list) else str(value)))

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from mi_audit import __version__
 from mi_audit.cli.attack import attack, defend, demo, resume
 from mi_audit.cli.generator import generator
+from mi_audit.cli.importing import import_weights
 from mi_audit.cli.judge import compare, gate, report
 from mi_audit.cli.look import doctor, info, inspect, list_methods
 from mi_audit.cli.planning import plan
@@ -128,6 +129,7 @@ app.command("list", rich_help_panel=LOOK)(list_methods)
 app.command(rich_help_panel=LOOK)(info)
 app.command(rich_help_panel=LOOK)(inspect)
 app.command(rich_help_panel=LOOK)(doctor)
+app.command("import", rich_help_panel=LOOK)(import_weights)
 app.add_typer(generator, name="generator", rich_help_panel=LOOK)
 app.add_typer(config, name="config", rich_help_panel=LOOK)
 app.add_typer(cache, name="cache", rich_help_panel=LOOK)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Generic, TypeVar, get_args
+from typing import ClassVar, Generic, TypeVar, get_args, get_origin
 
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Prior
@@ -54,7 +54,12 @@ class Attack(ABC, Generic[Sees, Knows]):
     def threat_model(cls) -> tuple[type[LabelOnlyTarget], type[Prior]]:
         """The access and the prior that the class header declares."""
         sees, knows = get_args(cls.__orig_bases__[0])  # type: ignore[attr-defined]
-        return sees, knows
+        return sees, get_origin(knows) or knows  # an AssistedPrior[...] is an AssistedPrior
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Names of everything to fit on public images first: the prior, and for an `AssistedPrior` the surrogates."""
+        return (self.prior,)
 
     @property
     def sample_steps(self) -> int:

@@ -1,9 +1,10 @@
-"""What the attacker knows about images in general: a generator and its latent spaces."""
+"""What the attacker knows ahead of an attack: a generator with its latent spaces, and surrogates of the target."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.paper import Paper
 from mi_audit.core.target import WhiteBoxTarget
-from mi_audit.core.types import Images, Labels, Latents, PerSample
+from mi_audit.core.types import Images, Labels, Latents, Logits, PerSample
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,14 +54,56 @@ class Prior(ABC):
         return self.z
 
 
-class StylePrior(Prior):
-    """A generator with a disentangled style space, such as StyleGAN2."""
+class StyleSpace(LatentSpace):
+    """The styles that a mapping network makes of normal latents.
 
-    w: LatentSpace
+    Attributes:
+        mean: The average style.
+    """
+
+    mean: Float[Tensor, " style"]
+
+    def truncated(self, styles: Latents, share: float) -> Latents:
+        """Styles at `share` of their distance from the average: less varied, more typical images."""
+        return self.mean + share * (styles - self.mean)
+
+
+class Painting(NamedTuple):
+    """An image between two blocks of a generator.
+
+    Attributes:
+        features: What the next block takes in.
+        colours: The sum of the colours that the blocks so far added, as many pixels wide as the features.
+    """
+
+    features: Float[Tensor, "_ _ _ _"]
+    colours: Float[Tensor, "_ _ _ _"]
+
+
+class StylePrior(Prior):
+    """A generator with a disentangled style space, such as StyleGAN2, whose blocks can be run one by one.
+
+    `show(paint(styles, None, range(blocks)))` is `w.decode(styles)`.
+
+    Attributes:
+        w: The space of styles.
+        blocks: Number of blocks, one per resolution.
+    """
+
+    w: StyleSpace
+    blocks: int
 
     @property
     def search(self) -> LatentSpace:
         return self.w
+
+    @abstractmethod
+    def paint(self, styles: Latents, painting: Painting | None, blocks: range) -> Painting:
+        """Run consecutive `blocks` on the painting that the blocks before them left; None before the first one."""
+
+    @abstractmethod
+    def show(self, painting: Painting) -> Images:
+        """The image in [0, 1] that the last block left; differentiable like `paint`."""
 
 
 class CriticPrior(Prior):
@@ -78,14 +121,52 @@ class ConditionalPrior(Prior):
     def decode_as(self, latents: Latents, labels: Labels) -> Images: ...
 
 
-class PriorRecipe(ABC):
-    """A frozen dataclass of hyper-parameters that fits a prior. `fit` and `restore` agree on the tensors between them.
+@dataclass(frozen=True, slots=True, eq=False)
+class Surrogates:
+    """Classifiers that the attacker trained to answer like the target, from its answers to public images.
+
+    Attributes:
+        networks: Map images in [0, 1] to logits over the classes of the target, differentiable, frozen, in eval mode.
+        feature_mean, feature_std: Mean and standard deviation, per dimension, of the target's features over those
+            public images; for attacks that hold the features of a reconstruction near them.
+    """
+
+    networks: tuple[Callable[[Images], Logits], ...]
+    feature_mean: Float[Tensor, " d"]
+    feature_std: Float[Tensor, " d"]
+
+
+Inner = TypeVar("Inner", bound=Prior)
+
+
+class AssistedPrior(Prior, Generic[Inner]):
+    """A prior together with surrogates of the target; `AssistedPrior[CriticPrior]` says what prior is needed.
+
+    Attributes:
+        prior: The generator, with whatever its kind knows beyond decoding.
+        surrogates: What was distilled from the target.
+    """
+
+    def __init__(self, prior: Inner, surrogates: Surrogates) -> None:
+        self.z = prior.z
+        self.prior = prior
+        self.surrogates = surrogates
+
+    @property
+    def search(self) -> LatentSpace:
+        return self.prior.search
+
+
+class PublicRecipe(ABC):
+    """A frozen dataclass of hyper-parameters for what an attacker fits on public images ahead of an attack.
+
+    It is a `PriorRecipe` or a `SurrogateRecipe`. `fit` and `restore` agree on the tensors between them.
 
     Attributes:
         paper: The publication of the method.
         smoke: The smallest settings that still work, for tests.
-        version: Raised whenever the same settings would fit another prior; part of the cache key.
-        needs_target: True when fitting asks the target, so that every target gets a prior of its own.
+        version: Raised whenever the same settings would fit other weights; part of the cache key.
+        needs_target: True when fitting asks the target, so that every target gets weights of its own.
     """
 
     paper: ClassVar[Paper]
@@ -110,17 +191,42 @@ class PriorRecipe(ABC):
         """
 
     @abstractmethod
-    def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> Prior:
-        """The prior that `fit` trained on `size` x `size` images, from its weights."""
+    def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> Prior | Surrogates:
+        """What `fit` trained on `size` x `size` images, from its weights."""
 
     @abstractmethod
     def describe(self, size: int, channels: int) -> dict[str, object]:
         """What a report says about it: objective, steps, parameters, published or not."""
+
+    def found(self, weights: Mapping[str, Tensor]) -> dict[str, object]:
+        """What fitting itself measured, read from its weights, for the report; nothing by default."""
+        del weights
+        return {}
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that `fit` reads besides the public images; the cache key depends on what they hold."""
+        return ()
 
     @abstractmethod
     def planned_steps(self, images: int, size: int, channels: int) -> int:
         """Training steps that `fit` takes on `images` public images, for time estimates."""
 
     @abstractmethod
-    def shortened(self, steps: int) -> "PriorRecipe":
+    def shortened(self, steps: int) -> "PublicRecipe":
         """The same recipe cut to `steps` training steps, for a probe of its speed."""
+
+
+class PriorRecipe(PublicRecipe):
+    """Fits a prior."""
+
+    @abstractmethod
+    def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> Prior: ...
+
+
+class SurrogateRecipe(PublicRecipe):
+    """Distils surrogates from the target, so that every target gets its own."""
+
+    needs_target = True
+
+    @abstractmethod
+    def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> Surrogates: ...

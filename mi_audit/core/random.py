@@ -46,6 +46,13 @@ class Streams:
     def __getitem__(self, rows: Tensor | slice) -> "Streams":
         return Streams(self.keys[rows])
 
+    def branches(self, count: int) -> "Streams":
+        """`count` new streams for every row, those of one row side by side; a single one is the row's own."""
+        if count == 1:
+            return self
+        numbers = torch.arange(1, count + 1, device=self.keys.device)
+        return Streams(_mix(self.keys[:, None] + _hash("branch") + GOLDEN * numbers).flatten())
+
     def uniform(self, name: str, *shape: int, step: int | Labels = 0) -> Float[Tensor, "b *shape"]:
         """Uniform numbers in [0, 1) with 24 bits, `shape` of them per row."""
         return self._bits(name, shape, step) * 2.0**-24

@@ -20,7 +20,8 @@ from mi_audit.core.verdict import Verdict as Verdict
 from mi_audit.core.verdict import VerifierFacts as VerifierFacts
 from mi_audit.core.verdict import Waiver as Waiver
 
-SCHEMA_VERSION = "1.2.0"  # additive changes raise the second figure, others the first
+SCHEMA_VERSION = "1.1.0"  # additive changes raise the second figure, others the first
+POSITIVE = "control:positive"  # how the name of an attack on a model that leaks on purpose begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,11 @@ class AttackResult:
     def measurement(self, name: str) -> Measurement | None:
         """The measurement called `name`, or None."""
         return next((m for m in self.measurements if m.name == name), None)
+
+    @property
+    def floor(self) -> bool:
+        """Whether it shows what is found without a leak: true of controls, but not of the positive one, which leaks."""
+        return self.role == "control" and not self.name.startswith(POSITIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

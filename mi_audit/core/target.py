@@ -1,13 +1,15 @@
 """The model under audit, as the attacker is allowed to see it."""
 
+import copy
 import enum
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from mi_audit.core.errors import QueryBudgetExceeded
 from mi_audit.core.types import Features, Images, Labels, Logits, Scores
@@ -45,6 +47,14 @@ class QueryLedger:
         self.spent[access] += images
 
 
+class Normalisation(NamedTuple):
+    """A batch normalisation: what entered it in one pass, and what it learned to expect there, per channel."""
+
+    inputs: Float[Tensor, "b c h w"]
+    mean: Float[Tensor, " c"]
+    variance: Float[Tensor, " c"]
+
+
 class LabelOnlyTarget(ABC):
     """A target that answers with the predicted class and nothing else."""
 
@@ -78,6 +88,18 @@ class WhiteBoxTarget(ScoreTarget):
     def features(self, images: Images) -> Features:
         """The input of the last linear layer, differentiable like `logits`."""
 
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A copy of the network, for an attacker who looks into it or changes it; what it is asked is not counted."""
+
+    @abstractmethod
+    def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
+        """Both in one pass, counted once."""
+
+    def logits_and_normalisations(self, images: Images) -> tuple[Logits, tuple[Normalisation, ...]]:
+        """The logits, and every batch normalisation over positions on the way, in order; none where it has none."""
+        return self.logits(images), ()
+
 
 class TorchTarget(WhiteBoxTarget):
     """A target backed by a network; frozen and in eval mode from here on.
@@ -109,14 +131,36 @@ class TorchTarget(WhiteBoxTarget):
         return self._model(images)
 
     def features(self, images: Images) -> Features:
+        return self.logits_and_features(images)[1]
+
+    def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
         self.ledger.charge(Access.WHITE_BOX, len(images))
         caught: list[torch.Tensor] = []
         handle = self._head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
         try:
-            self._model(images)
+            logits = self._model(images)
         finally:
             handle.remove()
-        return caught[-1].flatten(1)
+        return logits, caught[-1].flatten(1)
+
+    def network(self) -> nn.Module:
+        return copy.deepcopy(self._model)
+
+    def logits_and_normalisations(self, images: Images) -> tuple[Logits, tuple[Normalisation, ...]]:
+        self.ledger.charge(Access.WHITE_BOX, len(images))
+        seen: list[Normalisation] = []
+
+        def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if isinstance(layer.running_mean, Tensor) and isinstance(layer.running_var, Tensor):
+                seen.append(Normalisation(inputs[0], layer.running_mean, layer.running_var))
+
+        layers = [layer for layer in self._model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        handles = [layer.register_forward_pre_hook(watch) for layer in layers]
+        try:
+            return self._model(images), tuple(seen)
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class LabelOnlyView(LabelOnlyTarget):

@@ -1,15 +1,46 @@
 """What a generator and its critic minimise. Scores grow with realism; every loss is a mean over the batch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mi_audit.core.types import Images, PerSample, Scalar
+from mi_audit.core.random import Streams
+from mi_audit.core.types import Images, Labels, Latents, PerSample, Scalar
+
+Judge = Callable[..., Any]  # the critic on images and, when it knows classes, their labels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """What one step of the training loop lays before an objective; `seen` is as the critic sees it, distorted.
+
+    Attributes:
+        step: Number of the step.
+        rows: Where the public images of the step lie in the public set.
+        labels: Their labels in the public set.
+        seen_real: These images.
+        more_real: Further batches of public images, drawn independently.
+        made: Generated images; they carry a gradient when the generator's update is due.
+        seen_made: The same.
+        asked: Class that each generated image was asked for; zeros when the generator knows no classes.
+        streams: Random numbers of each generated image.
+    """
+
+    step: int
+    rows: Labels
+    labels: Labels
+    seen_real: Images
+    more_real: tuple[Images, ...]
+    made: Images
+    seen_made: Images
+    asked: Labels
+    streams: Streams
 
 
 class Adversarial(ABC):
@@ -17,10 +48,20 @@ class Adversarial(ABC):
 
     Attributes:
         critic_steps: Critic updates per generator update.
+        real_batches: Independent batches of public images that a step needs.
     """
 
     name: ClassVar[str]
+    real_batches: ClassVar[int] = 1
     critic_steps: int
+
+    def critic_objective(self, judge: Judge, round: Round) -> Scalar:
+        """The critic's loss without its penalty; most objectives need the scores of the two kinds of images only."""
+        return self.critic_loss(judge(round.seen_real).float(), judge(round.seen_made.detach()).float())
+
+    def generator_objective(self, judge: Judge, round: Round) -> Scalar:
+        """The generator's loss; most objectives need the scores of its images only."""
+        return self.generator_loss(judge(round.seen_made).float())
 
     @abstractmethod
     def critic_loss(self, real: PerSample, fake: PerSample) -> Scalar:
@@ -33,6 +74,11 @@ class Adversarial(ABC):
     @abstractmethod
     def penalty(self, critic: nn.Module, real: Images, fake: Images, mix: PerSample, step: int) -> Scalar | None:
         """The critic's gradient penalty at `step`, or None when none is due. `mix` is uniform in [0, 1)."""
+
+    def generator_penalty(self, generator: nn.Module, latents: Latents, step: int) -> Scalar | None:
+        """The generator's own penalty at `step`, computed in single precision, or None when none is due."""
+        del generator, latents, step
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

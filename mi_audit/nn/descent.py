@@ -5,7 +5,7 @@ is kept of it (init and selection) is up to the method, before and after.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,12 +17,12 @@ from mi_audit.core.random import Streams
 from mi_audit.core.reconstruction import Curve
 from mi_audit.core.run import Run
 from mi_audit.core.types import Images, Labels, Latents, PerSample
+from mi_audit.nn.averaging import averaged
 from mi_audit.nn.optimisers import Optimiser
+from mi_audit.nn.views import View
 
 REPORT_EVERY = 5  # steps between two progress reports inside a chunk
 CURVE_POINTS = 100
-
-View = Callable[[Images, Streams, int], Images]
 
 
 class Descended(NamedTuple):
@@ -43,6 +43,11 @@ def _as_is(latents: Latents) -> Latents:
     return latents
 
 
+def _untied(latents: Latents, start: Latents) -> Latents:
+    del start
+    return latents
+
+
 def _the_latent_itself(latents: Latents, streams: Streams, step: int) -> Latents:
     del streams, step
     return latents
@@ -50,10 +55,13 @@ def _the_latent_itself(latents: Latents, streams: Streams, step: int) -> Latents
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Descent:
-    """Minimise `identity_weight * identity - realism` over latents, every row for itself.
+    """Minimise `identity_weight * identity - realism + penalty` over latents, every row for itself.
 
     The loss of a batch is the sum over its rows, so that neither the batch size nor the neighbours of a latent change
     its path. Only latents receive gradients. Losses stay on the device until a chunk of rows has finished.
+
+    A row may stand for several images, whose losses are averaged: samples of a distribution, or pictures that belong
+    together. They are never split between chunks, and the images of one row follow each other.
 
     Attributes:
         stage: Name of this search in progress, curves and errors.
@@ -66,7 +74,10 @@ class Descent:
         reference_batch: Batch size that the published loss is a mean over; scales the loss of each row.
         views: What the identity loss sees of an image; empty means the image itself.
         sample: Latents to decode at a step, for methods that optimise a distribution; default: the latents themselves.
+        samples: Images that every row stands for; `sample` returns that many latents per row, those of a row together.
+        penalty: Per-row term of the latents themselves, given the same stream and step as `sample`; None is nothing.
         constraint: Applied to the latents after every step.
+        tether: Applied after it to the latents and to where they started.
     """
 
     stage: str
@@ -79,15 +90,21 @@ class Descent:
     reference_batch: int = 1
     views: tuple[View, ...] = ()
     sample: Callable[[Latents, Streams, int], Latents] = _the_latent_itself
+    samples: int = 1
+    penalty: Callable[[Latents, Streams, int], PerSample] | None = None
     constraint: Callable[[Latents], Latents] = _as_is
+    tether: Callable[[Latents, Latents], Latents] = _untied
 
     def search(self, start: Latents, labels: Labels, streams: Streams, run: Run) -> Descended:
         """Descend from `start`, in chunks of rows that fit the device.
 
+        With `run.averaging` the identity loss is averaged over views of every image, each of which then goes through
+        the method's own views.
+
         Raises:
             Diverged: A loss or a latent became NaN or infinite.
         """
-        done = run.batches(
+        done = replace(run, batch_size=max(1, run.batch_size // self.samples)).batches(
             lambda rows, *columns: self._descend(rows, len(labels), *columns, run=run),
             range(len(labels)), start, labels, streams,
         )  # fmt: skip
@@ -98,31 +115,56 @@ class Descent:
         self, rows: range, total: int, latents: Latents, labels: Labels, streams: Streams, *, run: Run
     ) -> _Chunk:
         losses = torch.empty(self.steps, len(rows), device=latents.device)
-        state = self.optimiser.start(latents)
+        shown = self._shown(labels, streams, total, run)
+        state, start = self.optimiser.start(latents), latents
         for step in range(self.steps):
             latents = latents.detach().requires_grad_()
             with torch.enable_grad():
-                identity, loss = self._losses(latents, labels, streams, step)
+                identity, loss = self._losses(latents, labels, streams, step, shown)
                 (gradient,) = torch.autograd.grad(loss.sum() / self.reference_batch, latents)
             losses[step] = identity.detach()
             if step == 0:
                 self._check(losses[:1], labels)
             latents, state = self.optimiser.update(latents.detach(), gradient, state, step)
-            latents = self.constraint(latents)
+            latents = self.tether(self.constraint(latents), start)
             if (step + 1) % REPORT_EVERY == 0 or step + 1 == self.steps:
-                run.on_step(self.stage, rows.start * self.steps + len(rows) * (step + 1), total * self.steps)
+                done = rows.start * self.steps + len(rows) * (step + 1)
+                run.on_step(self.stage, done * self.samples, total * self.steps * self.samples)
         self._check(torch.cat([losses, latents.flatten(1).sum(dim=1)[None].float()]), labels)
-        self._count(run, len(rows) * self.steps)
+        self._count(run, len(rows) * self.steps * self.samples)
         return _Chunk(latents, losses.cpu().double().sum(dim=1))
 
-    def _losses(self, latents: Latents, labels: Labels, streams: Streams, step: int) -> tuple[PerSample, PerSample]:
+    def _losses(
+        self, latents: Latents, labels: Labels, streams: Streams, step: int, shown: Callable[[Images, int], PerSample]
+    ) -> tuple[PerSample, PerSample]:
         """The identity loss of each row, and everything that is minimised."""
-        images = self.decode(self.sample(latents, streams, step), labels)
+        images = self.decode(self.sample(latents, streams, step), labels.repeat_interleave(self.samples))
+        identity = shown(images, step).view(-1, self.samples).mean(dim=1)
+        loss = self.identity_weight * identity
+        if self.realism is not None:
+            loss = loss - self.realism(images).float().view(-1, self.samples).mean(dim=1)
+        return identity, loss if self.penalty is None else loss + self.penalty(latents, streams, step)
+
+    def _shown(self, labels: Labels, streams: Streams, total: int, run: Run) -> Callable[[Images, int], PerSample]:
+        """The identity loss of every image of these rows, as a function of the images and the step."""
+        labels, streams = labels.repeat_interleave(self.samples), streams.branches(self.samples)
+        if run.averaging is None:
+            return lambda images, step: self._identity(images, labels, streams, step)
+        averaging, at_once = run.averaging, max(1, run.batch_size // (total * self.samples))
+
+        def average(images: Images, step: int) -> PerSample:
+            def one(images: Images, labels: Labels, streams: Streams) -> PerSample:
+                return self._identity(images, labels, streams, step)
+
+            return averaged(one, images, labels, streams, step, averaging, at_once)
+
+        return average
+
+    def _identity(self, images: Images, labels: Labels, streams: Streams, step: int) -> PerSample:
+        """The identity loss of each image, averaged over the method's own views."""
         shown = torch.cat([view(images, streams, step) for view in self.views]) if self.views else images
         copies = max(1, len(self.views))
-        identity = self.identity(shown, labels.repeat(copies)).view(copies, -1).mean(dim=0)
-        loss = self.identity_weight * identity
-        return identity, loss if self.realism is None else loss - self.realism(images).float()
+        return self.identity(shown, labels.repeat(copies)).view(copies, -1).mean(dim=0)
 
     def _check(self, losses: Float[Tensor, "steps rows"], labels: Labels) -> None:
         bad = ~losses.isfinite()
@@ -135,7 +177,8 @@ class Descent:
             )
 
     def _count(self, run: Run, images: int) -> None:
-        passes = {"generator": 1, "target": max(1, len(self.views)), "critic": int(self.realism is not None)}
+        views = max(1, len(self.views)) * (run.averaging.count if run.averaging else 1)
+        passes = {"generator": 1, "target": views, "critic": int(self.realism is not None)}
         for network, times in passes.items():
             if times:
                 run.work.update({f"{network}_forward": images * times, f"{network}_backward": images * times})

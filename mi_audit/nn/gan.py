@@ -1,5 +1,6 @@
 """Generators and critics for square images of 32, 64 or 128 pixels, grey or RGB, in [0, 1]."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,11 +15,15 @@ WIDEST = 512  # channels of the published networks at 4x4; larger images add lay
 
 
 class Networks(NamedTuple):
-    """A generator of `latent` standard normal numbers, and its critic: images to one score each."""
+    """A generator of `latent` standard normal numbers, and its critic: images to one score each.
+
+    With `classes` above 0, both take the label of each image as their second input.
+    """
 
     generator: nn.Module
     critic: nn.Module
     latent: int
+    classes: int = 0
 
 
 class MinibatchStdDev(nn.Module):
@@ -54,7 +59,7 @@ def published(size: int, channels: int) -> Networks:
     Raises:
         ConfigError: No such network for that size or number of channels.
     """
-    widths = _widths(size, channels, 64)
+    widths = channel_widths(size, channels, 64)
     up: list[nn.Module] = [nn.Linear(100, widths[0] * 16, bias=False), nn.BatchNorm1d(widths[0] * 16), nn.ReLU()]
     up.append(nn.Unflatten(1, (widths[0], 4, 4)))
     for wide, narrow in pairwise(widths):
@@ -79,7 +84,7 @@ def light(size: int, channels: int, width: int = 48) -> Networks:
     Raises:
         ConfigError: No such network for that size or number of channels.
     """
-    widths = _widths(size, channels, width)
+    widths = channel_widths(size, channels, width)
     up: list[nn.Module] = [nn.Unflatten(1, (128, 1, 1)), nn.ConvTranspose2d(128, widths[0], 4, bias=False)]
     for wide, narrow in pairwise(widths):
         up += [nn.BatchNorm2d(wide), nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, 2, 1, bias=False)]
@@ -93,7 +98,30 @@ def light(size: int, channels: int, width: int = 48) -> Networks:
     return Networks(_start(nn.Sequential(*up)), _start_unnormalised(nn.Sequential(*down)), 128)
 
 
-def _widths(size: int, channels: int, width: int) -> list[int]:
+def packed(**networks: nn.Module) -> dict[str, Tensor]:
+    """The weights of named networks in one table, on the CPU."""
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, network in networks.items()
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def unpack(weights: Mapping[str, Tensor], device: str, **networks: nn.Module) -> None:
+    """Load named networks from a table of `packed`; they are frozen, in eval mode and on `device` from here on."""
+    for part, network in networks.items():
+        prefix = f"{part}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        network.load_state_dict(own)
+        network.to(device).eval().requires_grad_(False)
+
+
+def count_weights(network: nn.Module) -> int:
+    """Trainable numbers of a network."""
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def channel_widths(size: int, channels: int, width: int) -> list[int]:
     """Channels of the maps of 4x4, 8x8, ..., half the image size."""
     if size not in SIZES or channels not in (1, 3):
         raise ConfigError(

@@ -11,6 +11,16 @@ def cross_entropy(logits: Logits, labels: Labels) -> PerSample:
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
+def max_margin(logits: Logits, labels: Labels) -> PerSample:
+    """`largest other logit - logit[label]` (PLG-MI), per image, in single precision: negative once the class wins.
+
+    Unlike that of cross-entropy its gradient never fades, and it has no lower bound.
+    """
+    logits, named = logits.float(), labels[:, None]
+    others = logits.scatter(1, named, -torch.inf)
+    return others.amax(dim=1) - logits.gather(1, named).squeeze(1)
+
+
 def poincare(logits: Logits, labels: Labels, xi: float = 1e-4) -> PerSample:
     """Hyperbolic distance in the unit ball between the normalised logits and the class (PPA), in single precision.
 

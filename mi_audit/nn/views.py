@@ -1,6 +1,7 @@
 """Differentiable random views of images, each drawn from the stream of its own sample."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Images, Labels, PerSample
 
+View = Callable[[Images, Streams, int | Labels], Images]
 Boxes = Float[Tensor, "b 4"]  # centre x, centre y, width, height; shares of the image, negative width mirrors
 
 TRIES = 10  # boxes drawn until one fits into the image; the customary number
@@ -63,6 +65,92 @@ class RandomCrop:
         centre = side / 2 + (1 - side) * draws[:, -3:-1]
         mirror = 1 - 2 * (draws[:, -1:] < self.flip).float()
         return torch.cat([centre, side[:, :1] * mirror, side[:, 1:]], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """Change brightness and contrast of some images; values are clipped to [0, 1].
+
+    The contrast is stretched about the mean of the image, by a factor of one plus its change.
+
+    Attributes:
+        brightness, contrast: Largest change either way.
+        share: Probability that an image is changed at all.
+        name: Name of the random draw.
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    share: float = 1.0
+    name: str = "jitter"
+
+    def __call__(self, images: Images, streams: Streams, step: int | Labels) -> Images:
+        draws = streams.uniform(self.name, 3, step=step)
+        change = (2 * draws[:, :2] - 1) * (draws[:, 2:] < self.share)
+        brighter, stretched = (part[:, None, None, None] for part in change.unbind(dim=1))
+        middle = images.mean(dim=(1, 2, 3), keepdim=True)
+        return (middle + (1 + self.contrast * stretched) * (images - middle) + self.brightness * brighter).clamp(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Turn some images about their centre by a uniform angle; what comes in from outside is black.
+
+    Attributes:
+        degrees: Largest angle either way.
+        share: Probability that an image is turned at all.
+        name: Name of the random draw.
+    """
+
+    degrees: float = 5.0
+    share: float = 0.5
+    name: str = "rotation"
+
+    def __call__(self, images: Images, streams: Streams, step: int | Labels) -> Images:
+        draws = streams.uniform(self.name, 2, step=step)
+        return turned(images, math.radians(self.degrees) * (2 * draws[:, 0] - 1) * (draws[:, 1] < self.share))
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One view after the other.
+
+    Attributes:
+        views: In order.
+    """
+
+    views: tuple[View, ...]
+
+    def __call__(self, images: Images, streams: Streams, step: int | Labels) -> Images:
+        for view in self.views:
+            images = view(images, streams, step)
+        return images
+
+
+def turned(images: Images, angles: PerSample) -> Images:
+    """Every square image turned by its own angle in radians, from the x axis (right) towards the y axis (down).
+
+    A turn is three shears (Paeth, "A fast algorithm for general raster rotation", 1986): along x by `-tan(angle / 2)`,
+    along y by `sin(angle)`, along x again. A shear moves whole rows, so that no two pixels of the result take the same
+    part of one pixel, and the gradient is the same in every run on a GPU.
+    """
+    across, down = (angles / 2).tan(), -angles.sin()
+    return _sheared(_sheared(_sheared(images, across).mT, down).mT, across)
+
+
+def _sheared(images: Images, slopes: PerSample) -> Images:
+    """Pixel (row, column) takes what lies `slope` columns further right per row below the centre; black outside."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) - (height - 1) / 2
+    columns = torch.arange(width, device=images.device)
+    wanted = columns + slopes[:, None, None] * rows[:, None]  # b h w
+    left = wanted.floor()
+    result = torch.zeros_like(images)
+    for place, share in ((left, left + 1 - wanted), (left + 1, wanted - left)):
+        inside = (place >= 0) & (place < width)
+        index = place.long().clamp(0, width - 1)[:, None].expand_as(images)
+        result = result + images.gather(3, index) * (share * inside)[:, None]
+    return result
 
 
 def centre_crop(images: Images, side: float) -> Images:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.core.prior import CriticPrior, LatentSpace, PriorRecipe, Progress
+from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress
 from mi_audit.core.target import WhiteBoxTarget
-from mi_audit.core.types import Images, Latents, PerSample
+from mi_audit.core.types import Images, PerSample
 from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
-from mi_audit.nn.gan import Networks, light, published
+from mi_audit.nn.gan import Networks, count_weights, light, packed, published, unpack
+from mi_audit.nn.noise_space import NoiseSpace
 from mi_audit.nn.precision import Precision
 from mi_audit.train import gan
 from mi_audit.train.seeding import seeded
@@ -78,19 +78,11 @@ class GMIGan(PriorRecipe):
         fitted = gan.fit(
             networks, public, self._settings(public), seed=seed, device=device, on_step=on_step, checkpoint=checkpoint
         )
-        parts = {"generator": fitted.generator, "critic": fitted.critic}
-        return {
-            f"{part}.{name}": tensor.detach().cpu().contiguous()
-            for part, network in parts.items()
-            for name, tensor in network.state_dict().items()
-        }
+        return packed(generator=fitted.generator, critic=fitted.critic)
 
     def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> CriticPrior:
         networks = self._networks(size, channels)
-        for part, network in (("generator.", networks.generator), ("critic.", networks.critic)):
-            own = {name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)}
-            network.load_state_dict(own)
-            network.to(device).eval().requires_grad_(False)
+        unpack(weights, device, generator=networks.generator, critic=networks.critic)
         return _GMIPrior(networks)
 
     def describe(self, size: int, channels: int) -> dict[str, object]:
@@ -108,8 +100,8 @@ class GMIGan(PriorRecipe):
             "size": size,
             "channels": channels,
             "latent": networks.latent,
-            "generator_parameters": _count(networks.generator),
-            "critic_parameters": _count(networks.critic),
+            "generator_parameters": count_weights(networks.generator),
+            "critic_parameters": count_weights(networks.critic),
             "paper": str(self.paper),
         }
 
@@ -152,28 +144,11 @@ class GMIGan(PriorRecipe):
         )
 
 
-class _Noise(LatentSpace):
-    """Standard normal vectors; the generator was trained on all of them, so nothing needs projecting."""
-
-    def __init__(self, generator: nn.Module, width: int) -> None:
-        self.width = width
-        self._generator = generator
-
-    def draw(self, noise: Float[Tensor, "b width"]) -> Latents:
-        return noise
-
-    def decode(self, latents: Latents) -> Images:
-        return self._generator(latents)
-
-    def project(self, latents: Latents) -> Latents:
-        return latents
-
-
 class _GMIPrior(CriticPrior):
     """The averaged generator and the critic, frozen."""
 
     def __init__(self, networks: Networks) -> None:
-        self.z = _Noise(networks.generator, networks.latent)
+        self.z = NoiseSpace(networks.generator, networks.latent)
         self._critic = networks.critic
 
     def realism(self, images: Images) -> PerSample:
@@ -182,7 +157,3 @@ class _GMIPrior(CriticPrior):
 
 def _quick_steps(size: int) -> int:
     return 800 if size <= 32 else 4600
-
-
-def _count(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters())

@@ -35,12 +35,13 @@ class Row(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The rows of one attack."""
+    """The rows of one attack; `notes` say why numbers or intervals are missing."""
 
     name: str
     title: str
     access: str
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]
 
 
 def sides(result: AuditReport | Comparison) -> tuple[AuditReport | None, AuditReport]:
@@ -78,8 +79,17 @@ def blocks(result: AuditReport | Comparison) -> tuple[Block, ...]:
     for attack in wording.attacks(after):
         twin, control = named(before, attack.name), wording.control_for(after, attack)
         rows = tuple(_row(attack, measurement, twin, control, changes) for measurement in in_order(attack))
-        found.append(Block(attack.name, wording.attack_title(attack.name), attack.access, rows))
+        found.append(Block(attack.name, wording.attack_title(attack.name), attack.access, rows, _notes(rows)))
     return tuple(found)
+
+
+def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The reasons behind the numbers, each with all that share it."""
+    titles: dict[str, list[str]] = {}
+    for row in rows:
+        if row.after.reason:
+            titles.setdefault(row.after.reason, []).append(row.title)
+    return tuple(f"{', '.join(named)}: {reason}." for reason, named in titles.items())
 
 
 def utility(result: AuditReport | Comparison) -> tuple[Row, ...]:

@@ -53,6 +53,12 @@ METRICS: Mapping[str, tuple[str, str, str]] = {
         "the same in evaluator features; compare it with the control, not with 50%",
     ),
     "kes": ("Knowledge extraction score", "KES", "accuracy on real images of a student taught by the reconstructions"),
+    "lpips_alex_min_train": (
+        "LPIPS, AlexNet",
+        "LPIPS",
+        "perceptual distance to the nearest private image of the class",
+    ),
+    "lpips_vgg_min_train": ("LPIPS, VGG", "LPIPS (VGG)", "the same in VGG-16; the two cannot be compared"),
     "kid": ("KID", "KID", "unbiased kernel distance to the private images, as a set, in Inception features"),
     "kid_evaluator": ("KID in evaluator features", "KID", "unbiased kernel distance to the private images, as a set"),
     "diversity_1cos": ("Diversity within a class", "diversity", "mean pairwise 1 - cosine of one class's pictures"),
@@ -96,6 +102,7 @@ CONTROLS: Mapping[str, str] = {  # by how their names go on after `control:`
     "permuted-labels": "the reconstructions judged as other classes: what the judge says about pictures of attacks",
     "untrained": "the same attack on untrained weights: what prior and search find without any training",
     "counterfactual": "the same attack on a model that never met these people: what has nothing to do with them",
+    "positive": "the same attack on a model that leaks on purpose: it has to succeed, else a low number means nothing",
 }
 
 

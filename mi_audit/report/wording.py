@@ -72,7 +72,7 @@ def attacks(report: AuditReport) -> tuple[AttackResult, ...]:
 
 def control_for(report: AuditReport, attack: AttackResult) -> AttackResult | None:
     """The random samples of the same prior as `attack`, else another control with it, else any control."""
-    controls = [other for other in report.attacks if other.role == "control"]
+    controls = [other for other in report.attacks if other.floor]
     controls.sort(key=lambda control: not control.name.startswith("control:random"))
     return next((other for other in controls if other.prior == attack.prior), controls[0] if controls else None)
 

@@ -1,8 +1,9 @@
-"""The training loop of generators: two objectives, one loop."""
+"""The training loop of generators: several objectives, one loop."""
 
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import DataError, Diverged
 from mi_audit.core.prior import Progress
-from mi_audit.core.types import Images
-from mi_audit.nn.adversarial import Adversarial
+from mi_audit.core.random import Streams
+from mi_audit.core.types import Images, Labels, PerSample
+from mi_audit.nn.adversarial import Adversarial, Round
 from mi_audit.nn.gan import Networks
 from mi_audit.nn.precision import Precision, autocast
 from mi_audit.train import checkpoint as checkpoints
 from mi_audit.train.augment import distorted, mirrored
-from mi_audit.train.seeding import stream
+from mi_audit.train.seeding import seeded, stream
+
+ADAPTING = 500_000  # public images in which an adapting chance of distortions can go from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,12 @@ class GanSettings:
         lr, betas: Of Adam, for both networks.
         average: Decay of the exponential moving average of the generator; smaller during its first steps.
         flips: Mirror every second public image; wrong for digits, letters and most medical pictures.
+        dither: Largest uniform noise added to public images, in [0, 1]; undoes the rounding to 8 bit when it is 1/256.
         shift, brightness: Largest distortion of real and generated images alike, as the critic sees them.
+        chance: Probability that an image is distorted; where it starts when it adapts.
+        adapt: Aim of the mean sign of the critic's scores of real images. Above it the critic is overfitting and the
+            chance of a distortion grows, from 0 to 1 in half a million images (Karras et al., NeurIPS 2020: 0.6); None
+            keeps the chance fixed.
         precision: Of the networks; penalties are always computed in single precision.
         save_every: Steps between two checkpoints.
     """
@@ -43,8 +52,11 @@ class GanSettings:
     betas: tuple[float, float] = (0.5, 0.999)
     average: float = 0.999
     flips: bool = False
+    dither: float = 0.0
     shift: float = 0.0
     brightness: float = 0.0
+    chance: float = 1.0
+    adapt: float | None = None
     precision: Precision = "32"
     save_every: int = 250
 
@@ -79,7 +91,8 @@ def fit(
     run = f"{settings} seed {seed} on {len(public)} images {public.fingerprint}"
     start = contest.restore(checkpoints.load(checkpoint, run))
     for step in range(start, settings.steps):
-        contest.advance(step)
+        with seeded(device, seed, "networks at", step):
+            contest.advance(step)
         on_step("prior", step + 1, settings.steps)
         done = step + 1 == settings.steps
         if (step + 1) % settings.save_every == 0 or done:
@@ -87,7 +100,7 @@ def fit(
             if not done:
                 checkpoints.save(checkpoint, run, contest.state(step + 1))
     checkpoints.clear(checkpoint)
-    return Networks(contest.averaged.eval(), contest.critic.eval().requires_grad_(False), networks.latent)
+    return networks._replace(generator=contest.averaged.eval(), critic=contest.critic.eval().requires_grad_(False))
 
 
 class _Contest:
@@ -96,10 +109,12 @@ class _Contest:
     def __init__(self, networks: Networks, public: Dataset, settings: GanSettings, seed: int, device: str) -> None:
         if len(public) < 2:
             raise DataError(f"expected at least two public images, got {len(public)} in {public.name}; add more")
-        self.settings, self.seed, self.device, self.latent = settings, seed, device, networks.latent
+        self.settings, self.seed, self.device = settings, seed, device
+        self.latent, self.classes = networks.latent, networks.classes
         self.batch = min(settings.batch_size, len(public))
         self.pixels = public.pixels.to(device)
-        self.order: tuple[int, Tensor] | None = None
+        self.labels = public.labels.to(device)
+        self.orders: dict[int, tuple[int, Tensor]] = {}
         layout = torch.channels_last
         self.generator = networks.generator.to(device, memory_format=layout).train().requires_grad_(True)  # type: ignore[call-overload]
         self.critic = networks.critic.to(device, memory_format=layout).train().requires_grad_(True)  # type: ignore[call-overload]
@@ -109,31 +124,61 @@ class _Contest:
             for network in (self.generator, self.critic)
         )
         self.losses = torch.zeros(settings.save_every, 2, device=device)
+        self.chance = torch.tensor(settings.chance, device=device)
 
     def advance(self, step: int) -> None:
         """Update the critic and, when it is due, the generator."""
         settings, objective = self.settings, self.settings.objective
         rng = stream(self.seed, "step", step)
-        real = self._real(step, torch.rand(self.batch, generator=rng))
+        rows = self._rows(step)
+        real = self._real(rows, torch.rand(self.batch, generator=rng), rng)
         latents = torch.randn(self.batch, self.latent, generator=rng).to(self.device)
         views = torch.rand(2, self.batch, 3, generator=rng).to(self.device)
         mix = torch.rand(self.batch, generator=rng).to(self.device)
+        asked = torch.randint(max(1, self.classes), (self.batch,), generator=rng).to(self.device)
+        if settings.chance < 1 or settings.adapt is not None:  # numbers of 0.5 leave an image as it is
+            views = torch.where(torch.rand(2, self.batch, 1, generator=rng).to(self.device) < self.chance, views, 0.5)
         due = (step + 1) % objective.critic_steps == 0
 
         with torch.set_grad_enabled(due), autocast(self.device, settings.precision):
-            fake = self.generator(latents)
-        seen, unseen = self._view(real, views[0]), self._view(fake.float(), views[1])
+            made = self.generator(latents, asked) if self.classes else self.generator(latents)
+        made = made.float()
+        number = torch.arange(self.batch, device=self.device)
+        round = Round(
+            step=step,
+            rows=rows,
+            labels=self.labels[rows],
+            seen_real=self._view(real, views[0]),
+            more_real=tuple(self._more(step, copy, rng) for copy in range(1, objective.real_batches)),
+            made=made,
+            seen_made=self._view(made, views[1]),
+            asked=asked,
+            streams=Streams.of(self.seed, torch.full_like(number, step), number),
+        )
+
+        def judge(images: Images, *labels: Labels) -> Any:  # noqa: ANN401
+            scores = self._judge(images, *labels)
+            if settings.adapt is not None and images is round.seen_real:
+                self._adapt(scores.detach(), settings.adapt)
+            return scores
+
         self.critic.requires_grad_(True)
-        loss = objective.critic_loss(self._score(seen), self._score(unseen.detach()))
-        penalty = objective.penalty(self.critic, seen, unseen.detach(), mix, step)
+        loss = objective.critic_objective(judge, round)
+        penalty = objective.penalty(self.critic, round.seen_real, round.seen_made.detach(), mix, step)
         self._update(self.judges, loss if penalty is None else loss + penalty)
         self.losses[step % settings.save_every, 0] = loss.detach()
         if due:
             self.critic.requires_grad_(False)
-            loss = objective.generator_loss(self._score(unseen))
-            self._update(self.makes, loss)
+            loss = objective.generator_objective(self._judge, round)
+            penalty = objective.generator_penalty(self.generator, latents, step)
+            self._update(self.makes, loss if penalty is None else loss + penalty)
             self.losses[step % settings.save_every, 1] = loss.detach()
             follow(self.averaged, self.generator, settings.average, (step + 1) // objective.critic_steps)
+
+    def _adapt(self, scores: PerSample, aim: float) -> None:
+        """Distort more often when the critic is too sure of the public images, else less often."""
+        overfitting = scores.float().sign().mean() - aim
+        self.chance.add_(overfitting.sign() * self.batch / ADAPTING).clamp_(0, 1)
 
     def check(self, step: int) -> None:
         """Look at the losses since the last look; one synchronisation.
@@ -153,7 +198,11 @@ class _Contest:
 
     def state(self, step: int) -> dict[str, object]:
         """Everything that the following steps depend on."""
-        return {"step": step, **{name: part.state_dict() for name, part in self._parts().items()}}
+        return {
+            "step": step,
+            "chance": self.chance,
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
 
     def restore(self, state: dict[str, object] | None) -> int:
         """Go back to `state`; returns the number of steps done."""
@@ -161,31 +210,42 @@ class _Contest:
             return 0
         for name, part in self._parts().items():
             part.load_state_dict(state[name])  # type: ignore[arg-type]
-        step = state["step"]
-        assert isinstance(step, int)
+        step, chance = state["step"], state["chance"]
+        assert isinstance(step, int) and isinstance(chance, Tensor)
+        self.chance.copy_(chance)
         return step
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         networks = {"generator": self.generator, "critic": self.critic, "averaged": self.averaged}
         return {**networks, "makes": self.makes, "judges": self.judges}
 
-    def _real(self, step: int, flip: Float[Tensor, " b"]) -> Images:
-        """The batch of public images of `step`; every epoch has its own order and drops an incomplete batch."""
+    def _rows(self, step: int, copy: int = 0) -> Labels:
+        """Rows of the batch of `step`; every epoch and copy has its own order and drops an incomplete batch."""
         epoch, place = divmod(step, len(self.pixels) // self.batch)
-        if self.order is None or self.order[0] != epoch:
-            order = torch.randperm(len(self.pixels), generator=stream(self.seed, "epoch", epoch))
-            self.order = epoch, order.to(self.device)
-        rows = self.order[1][place * self.batch : (place + 1) * self.batch]
+        if copy not in self.orders or self.orders[copy][0] != epoch:
+            rng = stream(self.seed, "epoch", epoch, *([copy] if copy else []))
+            self.orders[copy] = epoch, torch.randperm(len(self.pixels), generator=rng).to(self.device)
+        return self.orders[copy][1][place * self.batch : (place + 1) * self.batch]
+
+    def _real(self, rows: Labels, flip: Float[Tensor, " b"], rng: torch.Generator) -> Images:
         images = self.pixels[rows].float() / 255
+        if self.settings.dither:
+            noise = torch.rand(images.shape, generator=rng).to(self.device)
+            images = images.lerp(noise, self.settings.dither)  # stays in [0, 1]
         return mirrored(images, flip.to(self.device)) if self.settings.flips else images
+
+    def _more(self, step: int, copy: int, rng: torch.Generator) -> Images:
+        """Another batch of public images, as the critic sees them."""
+        flip, view = torch.rand(self.batch, generator=rng), torch.rand(self.batch, 3, generator=rng)
+        return self._view(self._real(self._rows(step, copy), flip, rng), view.to(self.device))
 
     def _view(self, images: Images, uniform: Float[Tensor, "b 3"]) -> Images:
         shift, brightness = self.settings.shift, self.settings.brightness
         return distorted(images, uniform, shift, brightness) if shift or brightness else images
 
-    def _score(self, images: Images) -> Float[Tensor, " b"]:
+    def _judge(self, images: Images, *labels: Labels) -> Any:  # noqa: ANN401
         with autocast(self.device, self.settings.precision):
-            return self.critic(images.contiguous(memory_format=torch.channels_last)).float()
+            return self.critic(images.contiguous(memory_format=torch.channels_last), *labels)
 
     def _update(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
         optimiser.zero_grad()

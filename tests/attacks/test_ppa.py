@@ -9,6 +9,7 @@ from mi_audit.core.errors import ConfigError, Diverged
 from mi_audit.core.prior import Prior
 from mi_audit.core.run import Run
 from mi_audit.core.target import Access, TorchTarget
+from mi_audit.nn.pool import Pool
 from mi_audit.nn.views import RandomCrop
 from tests.toy import ToyPrior, ToySpace, prototypes, target
 
@@ -22,9 +23,9 @@ def attack(run=None, prior=None, toy=None, classes=(0, 1, 2, 3), **settings):
 
 def candidates(classes=(0, 1, 2, 3), run=None, **settings):
     plan = replace(SMOKE, **settings)
-    return plan._candidates(target(), ToyPrior(), torch.tensor(classes), run or Run()).view(
-        len(classes), plan.restarts, 4
-    )
+    pool = Pool(size=plan.pool, truncation=plan.truncation, crop=plan.crop)
+    drawn = pool.draw(target(), ToyPrior(), torch.tensor(classes), plan.restarts, run or Run())
+    return drawn.best.view(len(classes), plan.restarts, 4)
 
 
 def test_recovers_the_quadrant_of_every_class():
@@ -153,6 +154,7 @@ def test_a_broken_target_is_named():
         ({"steps": 0}, "expected steps"),
         ({"crop": 1.5}, "crop <= 1"),
         ({"lr": 0.0}, "lr > 0"),
+        ({"truncation": 1.5}, "truncation <= 1"),
         ({"harsh": (0.9, 0.5)}, "expected 0 < area <= 1"),
         ({"gentle": (0.0, 0.5)}, "expected 0 < area <= 1"),
     ],
@@ -162,8 +164,21 @@ def test_refuses_settings_out_of_range(wrong, message):
         PPA(**wrong)
 
 
+def test_starts_from_styles_half_way_to_the_average():
+    index = torch.arange(32)
+    drawn = ToySpace().draw(Run().streams(torch.full_like(index, -1), index).normal("pool", 4))
+    starts = candidates(restarts=32, classes=(0,))[0]
+    torch.testing.assert_close(starts[starts[:, 0].argsort()], drawn[drawn[:, 0].argsort()] / 2)
+
+
+def test_the_generator_to_search_is_a_setting():
+    assert PPA().recipes == ("gmi-gan",)
+    assert PPA(generator="stylegan2").recipes == ("stylegan2",)
+
+
 def test_ships_the_published_settings():
     published = PPA()
+    assert published.truncation == 0.5
     assert (published.pool, published.restarts, published.keep) == (5000, 200, 50)
     assert (published.steps, published.views, published.betas) == (70, 100, (0.1, 0.1))
     assert (published.gentle, published.harsh, published.stretch) == ((0.9, 1.0), (0.5, 0.9), (0.8, 1.2))

@@ -153,3 +153,35 @@ def test_an_evaluator_of_the_same_architecture_is_a_warning(digits: Path, cache:
     plan = digit_plan(digits, tmp_path / "run", cache)
     report = run_attack(replace(plan, evaluator_arch="built-in:cnn", seeds=1, attacks=plan.attacks[:1]))
     assert any("share the architecture" in warning for warning in report.warnings)
+
+
+def test_views_are_settings_of_white_box_attacks_and_make_other_jobs(run, digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, classes="3", controls=(), views=2)
+    report = run_attack(replace(plan, attacks=plan.attacks[:1]))
+    averaged, plain = report.attacks[0], next(one for one in run[1].attacks if one.name == "gmi")
+    assert averaged.settings == plain.settings | {"averaged_views": 2, "averaged_kind": "taa"}
+    assert averaged.work["target_backward"] == 2 * averaged.work["generator_backward"]
+    ids = [
+        file.stem.rpartition("-")[2] for out in (run[0], tmp_path / "run") for file in out.glob("jobs/gmi-s0-c0003*")
+    ]
+    assert len(ids) == len(set(ids)) == 2
+    assert not any("--views" in text for text in report.warnings)
+
+
+def test_views_without_a_white_box_attack_are_noted(digits: Path, cache: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("mi_audit.audit.attack.averaging_of", lambda *_: None)
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, classes="3", controls=(), views=2)
+    report = run_attack(replace(plan, attacks=plan.attacks[:1]))
+    assert any(text.startswith("--views changed nothing") for text in report.warnings)
+    assert "averaged_views" not in report.attacks[0].settings
+
+
+def test_an_attack_without_a_prior_is_audited_like_the_others(digits: Path, cache: Path, tmp_path: Path):
+    settings = {"images": 2, "coarse_steps": 6, "steps": 6, "warm_up": 2, "flip": 0.0}
+    alone = (AttackPlan(name="deep-inversion", settings=settings),)
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, classes="3", attacks=alone)
+    report = run_attack(plan)
+    assert [one.name for one in report.attacks] == ["deep-inversion", "control:random-prior:pixels"]
+    assert not any(one.failed for one in report.attacks) and report.attacks[0].prior == "pixels"
+    assert [prior.settings["recipe"].partition(":")[0] for prior in report.priors] == ["no prior"]
+    assert report.attacks[0].queries == {"score": 2, "white-box": 24}

@@ -126,13 +126,34 @@ def outcomes(report: AuditReport) -> dict[str, Any]:
 
 
 def test_a_model_that_leaks_fails(ten: Path, cache: Path, tmp_path: Path, contaminated: None):
-    report = run_attack(leaky_plan(ten, tmp_path / "run", cache))
+    plan = replace(leaky_plan(ten, tmp_path / "run", cache), positive_control=True, declared_accuracy=0.9)
+    report = run_attack(plan)
     assert report.verdict.outcome == "FAIL", outcomes(report)
+    assert flag(report, "V2").passed, flag(report, "V2")
+    assert report.attacks[-1].name == "control:positive:ppa" and report.attacks[-1].role == "control"
     assert outcomes(report)["audit-v1"][0] == outcomes(report)["MI001"][0] == "FAIL", outcomes(report)
     assert report.verdict.exposure.exposed >= 8
     leakage = {one.protocol.partition("-over-")[2]: one for one in report.attacks[0].over_control}
     assert {"control:random-prior", "control:permuted-labels:ppa"} == set(leakage)
+    assert "90.0% as declared" in flag(report, "V1").detail
     assert all(one.value > 0.5 and one.interval.low > 0 for one in leakage.values())
+
+
+def test_a_suite_that_cannot_break_a_leaky_model_passes_nobody(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(
+        digit_plan(digits, tmp_path / "run", cache),
+        attacks=(AttackPlan(name="gmi", settings={"steps": 6, "restarts": 2}),),
+        seeds=1, classes="all", positive_control=True, metrics=("attack-accuracy", "exposure"), chunk=3,
+        decision=replace(EXPOSED, tau=0.99), rules=(RulePlan(id="MI001", when="attack_acc1 > 0.99"),),
+    )  # fmt: skip
+    report = run_attack(plan)
+    assert flag(report, "V2").passed is False and "of 5 people to the verifier" in flag(report, "V2").detail
+    assert report.verdict.outcome == outcomes(report)["audit-v1"][0] == outcomes(report)["MI001"][0] == "INCONCLUSIVE"
+    assert all("V2" in outcomes(report)[rule][1] for rule in ("audit-v1", "MI001"))
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "run/jobs").glob("control-positive-*")}
+    assert len(stamps) == 2  # five classes in chunks of three
+    assert run_attack(plan) == report
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
 
 
 def test_a_model_with_random_weights_is_not_judged_at_all(digits: Path, cache: Path, tmp_path: Path):

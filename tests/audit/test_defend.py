@@ -44,6 +44,7 @@ def test_the_manifest_tells_what_was_done(run):
     manifest = load_model(str(out / result.model)).defense
     assert manifest["method"] == "tldmi" and manifest["settings"] == {"freeze": "80%"}
     assert manifest == dict(result.defense)
+    assert manifest["test_accuracy"] == result.after.targets[0].accuracy.value
 
 
 def test_the_twin_and_the_defended_model_share_recipe_and_start(run):
@@ -60,6 +61,7 @@ def test_the_defended_model_can_be_attacked_without_flags(run, cache: Path, tmp_
     report = run_attack(replace(plan, seeds=1, attacks=plan.attacks[:1]))
     assert report.targets[0].sha256 == result.after.targets[0].sha256
     assert report.targets[0].defense["method"] == "tldmi"
+    assert report.validity[0].passed is True and "as its manifest says" in report.validity[0].detail
 
 
 def test_a_repeated_run_gives_the_same_bytes(run, cache: Path):

@@ -31,6 +31,23 @@ def test_an_attack_is_scaled_up_from_a_probe(digits: Path, cache: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_the_positive_control_takes_as_long_as_the_attacks_on_one_model(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", tmp_path / "cache"), batch_size=4, positive_control=True)
+    found = estimate(plan, "attack")
+    assert found.jobs == 2 * 2 * 2 * 2
+    assert row(found, "positive control gmi, 48 image-steps") == row(found, "attack gmi, 48 image-steps")
+    both = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), positive_control=True), "defend")
+    assert both.jobs == 2 * 2 * 3  # attacks, classes; undefended, defended, and leaky once for both
+    assert row(both, "attack gmi, 48 image-steps") and row(both, "positive control gmi, 24 image-steps")
+
+
+def test_views_cost_passes_through_the_target(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", tmp_path / "cache"), batch_size=4, views=11)
+    found = estimate(plan, "attack")
+    # a second for 3 steps of 4 images through both networks, and again for each of 10 more passes of the target
+    assert row(found, "attack gmi, 48 image-steps of 11 views") == f"about {48 / 12 * 11:.0f} s"
+
+
 def test_a_defense_trains_and_attacks_two_models_per_seed(cache: Path, tmp_path: Path):
     found = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), seeds=3), "defend")
     assert found.jobs == 2 * 2 * 3 * 2
@@ -42,10 +59,10 @@ def test_models_of_controls_are_trained_and_attacked_too(digits: Path, cache: Pa
     found = estimate(plan, "attack")
     assert found.jobs == 3 * 2 * 2 * 2  # the model itself, an untrained and a counterfactual one
     assert row(found, "training of 2 counterfactual models (once)") and row(found, "public start (once)")
-    assert row(found, "control counterfactual of ppa") == row(found, "attack ppa")
+    assert row(found, "control counterfactual ppa") == row(found, "attack ppa")
     names = [name for name, _ in estimate(replace(plan, counterfactual="m.safetensors"), "attack").rows]
     assert not any("training of" in name or "public start" in name for name in names)
-    assert any(name.startswith("control counterfactual of gmi") for name in names)
+    assert any(name.startswith("control counterfactual gmi") for name in names)
 
 
 def test_both_sides_of_a_defense_have_counterfactual_models(cache: Path, tmp_path: Path):

@@ -2,7 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
+from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from mi_audit.audit.identify import chance_floor, identify, natural_order, wilson_low
@@ -198,6 +201,13 @@ def test_the_floor_is_twice_chance_or_the_largest_class():
     assert chance_floor(torch.arange(10), 10) == pytest.approx(0.2)
     assert chance_floor(torch.tensor([0, 1]), 2) == pytest.approx(0.6)
     assert chance_floor(torch.tensor([0] * 9 + [1, 2, 3]), 4) == pytest.approx(0.75)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_bound_agrees_with_statsmodels(case):
+    hits, n = case
+    low, _ = proportion_confint(hits, n, alpha=0.001, method="wilson")
+    assert wilson_low(hits / n, n) == pytest.approx(low, abs=1e-5)  # the normal quantile has five figures
 
 
 def test_wilson_bound_by_hand():

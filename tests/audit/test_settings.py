@@ -59,6 +59,25 @@ def test_defaults_are_the_defaults_of_the_plan(tmp_path):
     assert plan == Plan(model=ModelPlan(ref="m.safetensors"), command="mi-audit attack m.safetensors")
 
 
+@pytest.mark.parametrize(("value", "kept"), [("0.86", 0.86), ("1", 1.0), ("86", None), ("0", None), ("yes", None)])
+def test_declared_accuracy_is_a_share(tmp_path, value, kept):
+    flags = {("model", "ref"): "m", ("run", "declared_accuracy"): value}
+    if kept is None:
+        with pytest.raises(ConfigError, match="declared-accuracy"):
+            merged(flags, folder=tmp_path)
+    else:
+        assert plan_of(merged(flags, folder=tmp_path), "attack", lambda: TAGS).declared_accuracy == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(None, ""), (True, " --positive-control"), (False, " --no-positive-control")]
+)
+def test_the_positive_control_is_asked_for_refused_or_left_to_the_profile(tmp_path, given, words):
+    found = merged({("model", "ref"): "m", ("run", "positive_control"): given}, folder=tmp_path)
+    plan = plan_of(found, "attack", lambda: TAGS)
+    assert plan.positive_control is given and plan.command == f"mi-audit attack m{words}"
+
+
 def test_pyproject_counts_only_with_the_table(tmp_path):
     write(tmp_path, "[project]\nname = 'x'", "pyproject.toml")
     assert find_project_file(tmp_path) is None

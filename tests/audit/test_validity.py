@@ -12,6 +12,7 @@ from mi_audit.audit.scene import open_scene
 from mi_audit.audit.validity import Pilots
 from mi_audit.core.quantity import Measurement, Quantity
 from mi_audit.core.report import AttackResult, CurveFacts
+from mi_audit.core.run import Averaging
 from mi_audit.core.target import TorchTarget
 from mi_audit.core.verdict import VerifierFacts
 from mi_audit.store.targets import load_model
@@ -70,6 +71,17 @@ def test_outputs_that_change_from_pass_to_pass_are_random(scale, passed):
     noisy, state = target(Noise(scale)), torch.get_rng_state()
     assert validity.randomised(noisy, tried()).passed is passed
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("views", "passed"), [(19, False), (20, True)])
+def test_randomness_is_answered_by_gradients_averaged_over_twenty_passes(views, passed):
+    flag = validity.randomised(target(Noise(0.01)), tried(), Averaging("paa", views))
+    assert (
+        flag.passed is passed and f"averaged {views} passes" in flag.detail and ("--views 20" in flag.clears) != passed
+    )
+    broken = validity.randomised(target(Noise(float("nan"))), tried(), Averaging("paa", 20))
+    assert broken.passed is False
+    assert "averaged" not in validity.randomised(target(), tried(), Averaging("paa", 20)).detail
 
 
 @pytest.mark.parametrize("broken", [Rounded, Cut, Infinite])
@@ -197,6 +209,20 @@ def test_a_declared_defense_needs_an_attack_that_knows_it(defense, builds, passe
     assert flag.id == "G6 NO_ADAPTIVE" and flag.passed is passed
     if not passed:
         assert "tldmi" in flag.detail and "average over views" in flag.clears
+
+
+@pytest.mark.parametrize(
+    ("method", "averaging", "passed"),
+    [
+        ("tldmi", Averaging("taa", 20), True),
+        ("tldmi", Averaging("taa", 19), False),
+        ("tldmi", Averaging("paa", 50), False),
+        ("negls", Averaging("taa", 50), False),  # published to hold against it
+    ],
+)
+def test_a_defense_that_view_averaging_undoes_is_answered_by_enough_of_the_right_views(method, averaging, passed):
+    flag = validity.no_adaptive([{"method": method}], {"gmi": GMI()}, averaging)
+    assert flag.passed is passed and (f"averaging over {averaging.count} views (taa)" in flag.detail) is passed
 
 
 def test_a_loss_has_settled_when_it_fell_and_its_second_half_brings_little_of_it():

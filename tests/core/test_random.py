@@ -126,3 +126,16 @@ def test_numbers_are_those_of_the_published_generator_and_never_change():
         keys.append(splitmix64((splitmix64(golden * (label + 1) % 2**64) + golden) % 2**64))
     assert [key % 2**64 for key in streams.keys.tolist()] == keys
     assert streams.uniform("start", 1).flatten().tolist() == [0.6004460453987122, 0.36059534549713135]
+
+
+def test_branches_are_streams_of_their_own_even_when_they_branch_again(streams):
+    few = streams[:50]
+    assert few.branches(1) is few
+    once, twice = few.branches(6), few.branches(2).branches(3)
+    assert len(few.keys.tolist() + once.keys.tolist() + twice.keys.tolist()) == len(
+        {*few.keys.tolist(), *once.keys.tolist(), *twice.keys.tolist()}
+    )
+    # those of a row side by side, whatever the other rows are
+    assert torch.equal(few[7:8].branches(6).keys, once.keys[7 * 6 : 8 * 6])
+    draws = once.normal("start", DRAWS).double().view(50, 6, DRAWS)
+    assert (draws[:, 0] * draws[:, 1]).mean().abs() < SIGMAS / math.sqrt(50 * DRAWS)

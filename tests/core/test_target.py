@@ -77,3 +77,26 @@ def test_white_box_access_is_the_target_itself():
 
 def test_access_prints_as_users_write_it():
     assert [str(access) for access in Access] == ["label-only", "score", "white-box"]
+
+
+def test_logits_and_features_come_from_one_pass_and_are_counted_once():
+    toy = target()
+    logits, features = toy.logits_and_features(prototypes())
+    assert toy.ledger.spent == {Access.WHITE_BOX: 4}
+    torch.testing.assert_close(logits, toy.logits(prototypes()))
+    torch.testing.assert_close(features, toy.features(prototypes()))
+
+
+def test_normalisations_come_in_order_with_what_they_learned_and_leave_no_hook():
+    norms = [torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3, track_running_stats=False), torch.nn.BatchNorm2d(3)]
+    norms[0].running_mean.fill_(0.5)
+    head = torch.nn.Linear(192, 4)
+    net = torch.nn.Sequential(*norms, torch.nn.Flatten(), head)
+    toy = TorchTarget(net, 4, head)
+    images = prototypes().requires_grad_()
+    logits, (first, last) = toy.logits_and_normalisations(images)
+    assert toy.ledger.spent == {Access.WHITE_BOX: 4}
+    torch.testing.assert_close(logits, toy.logits(prototypes()))
+    assert torch.equal(first.inputs, images) and first.mean.tolist() == [0.5] * 3 and last.mean.tolist() == [0] * 3
+    assert last.inputs.requires_grad and not any(layer._forward_pre_hooks for layer in net.modules())
+    assert target().logits_and_normalisations(prototypes())[1] == ()

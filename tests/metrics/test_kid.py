@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from mi_audit.metrics import kid
 from mi_audit.metrics.kid import KID, Blocks, jackknife, kernel_blocks
@@ -38,6 +39,15 @@ def test_agrees_with_the_sum_over_pairs_across_chunks(monkeypatch):
     assert blocks.discrepancy() == pytest.approx(reference(first, second))
     for place, without in enumerate(blocks.without_each()):
         assert float(without) == pytest.approx(reference(first[labels != place], second[others != place]))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(2, 3), (40, 8), (90, 200)])
+def test_agrees_with_torch_fidelity_on_the_same_features(rows, width):
+    first, second = random(rows, width), random(rows, width, seed=1, shift=0.4)
+    whole = {"kid_subsets": 1, "kid_subset_size": rows, "verbose": False}
+    expected = kid_features_to_metric(first.double(), second.double(), **whole)[KEY_METRIC_KID_MEAN]
+    labels = torch.arange(rows) % 4
+    assert kernel_blocks(first, labels, second, labels).discrepancy() == pytest.approx(expected)
 
 
 def test_is_unbiased_where_both_sets_are_alike():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from prdc import compute_prdc
 
 from mi_audit.metrics import prdc
 from mi_audit.metrics.prdc import PRDC, prdc_scores
@@ -45,11 +46,12 @@ def test_agrees_with_the_definition_across_chunks(shift, monkeypatch):
     )
 
 
-def test_agrees_with_the_reference_implementation_of_the_paper():
-    published = pytest.importorskip("prdc")
-    real, fake = random(80, 16, 2), 0.8 * random(60, 16, 3, 0.3)
-    expected = published.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=3)
-    assert prdc_scores(real, fake, 3)._asdict() == pytest.approx(expected)
+@pytest.mark.parametrize("k", [1, 3, 5, 10])
+@pytest.mark.parametrize(("private", "found", "width"), [(80, 60, 16), (12, 90, 3), (150, 40, 64)])
+def test_agrees_with_the_reference_implementation_of_the_paper(private, found, width, k):
+    real, fake = random(private, width, 2), 0.8 * random(found, width, 3, 0.3)
+    expected = compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=k)
+    assert prdc_scores(real, fake, k)._asdict() == pytest.approx(expected)
 
 
 def test_pools_the_classes_and_names_all_four():

@@ -51,6 +51,17 @@ def test_gradient_steps_by_hand():
     assert found.curve.steps == (0, 1)
 
 
+def test_a_tether_knows_where_every_row_started():
+    def tether(latents, start):
+        return torch.maximum(latents, start - 1)
+
+    plan = descent(optimiser=PlainSteps(), identity_weight=3.0, reference_batch=12, steps=2, tether=tether)
+    start = torch.tensor([[4.0, 7.0], [5.0, 7.0], [2.5, 0.0]])
+    for size in (1, 64):
+        found = search(plan, Run(batch_size=size), rows=3, start=start)
+        assert found.latents.tolist() == [[3, 7], [4, 7], [2.125, 0]]
+
+
 def test_realism_is_maximised():
     plan = descent(optimiser=PlainSteps(), steps=1, reference_batch=2, realism=lambda images: 6 * images[:, 1, 0, 0])
     found = search(plan, rows=1, start=torch.tensor([[0.0, 0.0]]))
@@ -113,6 +124,33 @@ def test_long_curves_are_thinned_to_a_hundred_points_with_both_ends():
     assert len(curve.steps) == len(curve.losses) == 100
     assert (curve.steps[0], curve.steps[-1]) == (0, 1000)
     assert curve.stage == "climb"
+
+
+def test_a_row_of_several_images_pays_their_mean_and_gives_each_a_stream_of_its_own():
+    seen = []
+
+    def watch(images, streams, step):
+        seen.append((step, streams.keys.tolist()))
+        return images
+
+    def shift(latents, streams, step):
+        return torch.stack([latents, latents + 1], dim=1).flatten(0, 1)
+
+    run = Run(batch_size=4)  # two rows of two images
+    plan = descent(optimiser=PlainSteps(), sample=shift, samples=2, steps=1, views=(watch,))
+    found = search(plan, run, rows=3, start=torch.tensor([[4.0, 7.0], [5.0, 7.0], [6.0, 7.0]]))
+    # z - label is 4, and 5 for the second image: the loss is (16 + 25) / 2, its slope 4 + 5
+    assert found.curve.losses == (20.5,)
+    assert found.latents[:, 0].tolist() == [4 - 9, 5 - 9, 6 - 9]
+    keys = run.streams(torch.arange(3), torch.zeros(3, dtype=torch.long)).branches(2).keys.tolist()
+    assert seen == [(0, keys[:4]), (0, keys[4:])] and len(set(keys)) == 6
+    assert run.work["generator_forward"] == run.work["target_backward"] == 6
+
+
+def test_a_penalty_is_paid_by_the_row():
+    plan = descent(optimiser=PlainSteps(), steps=1, penalty=lambda latents, *_: 5 * latents[:, 1])
+    found = search(plan, rows=1, start=torch.tensor([[0.0, 0.0]]))
+    assert found.latents.tolist() == [[0, -5]] and found.curve.losses == (0,)
 
 
 def test_counts_images_through_each_network():

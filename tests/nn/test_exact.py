@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from mi_audit.nn import exact
 
@@ -134,6 +136,13 @@ def test_bounds_agree_with_scipy(attacked, data, alpha):
     assert exact.upper_share(exposed, attacked, alpha=alpha) == pytest.approx(interval.high, abs=1e-9)
 
 
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.001, 0.49))
+def test_bounds_agree_with_statsmodels(case, alpha):
+    low, high = proportion_confint(*case, alpha=2 * alpha, method="beta")
+    assert exact.lower_share(*case, alpha=alpha) == pytest.approx(low, abs=1e-9)
+    assert exact.upper_share(*case, alpha=alpha) == pytest.approx(high, abs=1e-9)
+
+
 @given(st.integers(1, 80), st.data(), st.floats(0.01, 0.99), st.booleans())
 def test_deciding_by_one_tail_is_deciding_by_the_bound(attacked, data, tau, finite):
     exposed = data.draw(st.integers(0, attacked))
@@ -166,6 +175,12 @@ def test_mcnemar_agrees_with_scipy(before, after):
         assert exact.mcnemar(before, after) == pytest.approx(stats.binomtest(after, before + after).pvalue)
         more = stats.binomtest(after, before + after, alternative="greater").pvalue
         assert exact.mcnemar_more(before, after) == pytest.approx(more)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 50))
+def test_mcnemar_agrees_with_statsmodels(before, after, alike):
+    expected = mcnemar([[alike, before], [after, alike]], exact=True).pvalue
+    assert exact.mcnemar(before, after) == pytest.approx(expected, rel=1e-9)
 
 
 def test_deciding_imports_neither_torch_nor_scipy_stats():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import linalg
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from mi_audit.nn.frechet import frechet_distance
 
@@ -44,6 +45,14 @@ def test_agrees_with_the_matrix_square_root(rows, width):
     root = linalg.sqrtm(one @ two).real
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(one + two - 2 * root)
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize(("rows", "others", "width"), [(60, 45, 10), (500, 300, 64), (30, 20, 48)])
+def test_agrees_with_torch_fidelity_on_the_same_features(rows, others, width):
+    first, second = random(rows, width, 1), random(others, width, 2, shift=0.5)
+    one, two = fid_features_to_statistics(first), fid_features_to_statistics(second)
+    expected = fid_statistics_to_metric(one, two, verbose=False)[KEY_METRIC_FID]
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-5)  # its roots of zero eigenvalues add up
 
 
 def test_fewer_images_than_features_are_no_obstacle():

@@ -13,7 +13,7 @@ SHAPES = [(size, channels) for size in (32, 64, 128) for channels in (1, 3)]
 @pytest.mark.parametrize("make", [light, published])
 @pytest.mark.parametrize(("size", "channels"), SHAPES)
 def test_generators_make_images_and_critics_one_score_each(make, size, channels):
-    generator, critic, latent = make(size, channels)
+    generator, critic, latent, _ = make(size, channels)
     with torch.no_grad():
         images = generator(torch.randn(2, latent))
         scores = critic(images)
@@ -25,7 +25,7 @@ def test_generators_make_images_and_critics_one_score_each(make, size, channels)
 
 
 def test_published_networks_at_64_pixels_have_the_published_layers():
-    generator, critic, latent = published(64, 3)
+    generator, critic, latent, _ = published(64, 3)
     assert latent == 100
     up = [(m.in_channels, m.out_channels, m.kernel_size) for m in generator if isinstance(m, nn.ConvTranspose2d)]
     assert up == [(512, 256, (5, 5)), (256, 128, (5, 5)), (128, 64, (5, 5)), (64, 3, (5, 5))]
@@ -50,7 +50,7 @@ def test_the_light_critic_keeps_the_variance_of_its_input_at_the_start():
 
 
 def test_light_networks_at_64_pixels_have_the_measured_widths():
-    generator, critic, latent = light(64, 3)
+    generator, critic, latent, _ = light(64, 3)
     assert latent == 128
     assert [m.out_channels for m in generator if isinstance(m, nn.ConvTranspose2d)] == [384, 192, 96, 48, 3]
     assert [m.out_channels for m in critic if isinstance(m, nn.Conv2d)] == [48, 96, 192, 384, 256]

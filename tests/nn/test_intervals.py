@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.proportion import proportion_confint
 
 from mi_audit.core.report import ClassValue
 from mi_audit.nn.intervals import (
@@ -43,6 +44,12 @@ def test_the_exact_interval_holds_the_share_and_mirrors(case):
     low, high = clopper_pearson(hits, n)
     assert 0 <= low <= hits / n <= high <= 1
     assert clopper_pearson(n - hits, n) == (pytest.approx(1 - high), pytest.approx(1 - low))
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
+def test_the_exact_interval_agrees_with_statsmodels(case, level):
+    expected = proportion_confint(*case, alpha=1 - level, method="beta")
+    assert clopper_pearson(*case, level) == pytest.approx(expected, abs=1e-9)
 
 
 def test_means_and_counts_per_class_and_seed():

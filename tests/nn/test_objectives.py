@@ -3,12 +3,23 @@ import math
 import pytest
 import torch
 
-from mi_audit.nn.objectives import cross_entropy, poincare
+from mi_audit.nn.objectives import cross_entropy, max_margin, poincare
 
 
 def test_cross_entropy_by_hand():
     logits = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]])  # softmax: three quarters and one quarter
     assert cross_entropy(logits, torch.tensor([0, 1])).tolist() == pytest.approx([math.log(4 / 3), math.log(4)])
+
+
+def test_the_margin_by_hand():
+    logits = torch.tensor([[5.0, 1.0, 2.0], [5.0, 1.0, 2.0]])
+    assert max_margin(logits, torch.tensor([0, 1])).tolist() == [2.0 - 5.0, 5.0 - 1.0]
+
+
+def test_the_gradient_of_the_margin_touches_the_class_and_its_rival_only():
+    logits = torch.tensor([[5.0, 1.0, 2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(max_margin(logits, torch.tensor([0])).sum(), logits)
+    assert gradient.tolist() == [[-1.0, 0.0, 1.0]]
 
 
 def test_poincare_by_hand():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -5,7 +7,7 @@ from torch.nn import functional as F
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.random import Streams
-from mi_audit.nn.views import RandomCrop, centre_crop, cut
+from mi_audit.nn.views import Chain, Jitter, RandomCrop, Rotation, centre_crop, cut, turned
 
 
 def streams(rows, seed=0):
@@ -126,3 +128,57 @@ def test_refuses_impossible_crops(wrong):
 def _log_uniform(low, high):
     low, high = torch.tensor([low, high]).log().tolist()
     return stats.uniform(low, high - low)
+
+
+def test_jitter_by_hand():
+    jitter, rows = Jitter(brightness=0.2, contrast=0.5, name="j"), streams(1)
+    image = torch.tensor([0.4, 0.6]).view(1, 1, 1, 2)
+    bright, contrast, _ = (2 * rows.uniform("j", 3, step=3)[0] - 1).tolist()
+    expected = [0.5 - 0.1 * (1 + 0.5 * contrast) + 0.2 * bright, 0.5 + 0.1 * (1 + 0.5 * contrast) + 0.2 * bright]
+    assert jitter(image, rows, 3).flatten().tolist() == pytest.approx(expected)
+    assert Jitter(brightness=9.0)(noise(), streams(3), 0).max() <= 1
+
+
+def test_jitter_and_rotation_change_a_share_of_the_images():
+    images = torch.rand(1, 1, 8, 8).expand(2000, -1, -1, -1) * 0.2 + 0.4
+    for view in (Jitter(share=0.3), Rotation(share=0.3)):
+        changed = (view(images, streams(2000), 0) - images).abs().amax(dim=(1, 2, 3)) > 1e-6
+        assert changed.float().mean() == pytest.approx(0.3, abs=0.04)
+
+
+def test_rotation_angles_are_uniform():
+    ramp = torch.arange(15.0).expand(4000, 1, 15, 15) / 14  # brighter to the right: the slope down the middle tells
+    slope = Rotation(10.0, share=1.0)(ramp, streams(4000), 0)[:, 0, 6:9, 7].diff(dim=1).mean(dim=1) * 14
+    angles = slope.clamp(-1, 1).asin().rad2deg()
+    assert stats.kstest(angles.numpy(), stats.uniform(-10, 20).cdf).pvalue > 1e-4
+
+
+def test_a_turn_moves_a_point_by_its_angle():
+    image = torch.zeros(1, 1, 33, 33)
+    image[0, 0, 16, 26] = 1  # ten pixels right of the centre
+    moved = turned(image, torch.tensor([math.radians(30.0)]))[0, 0]
+    place = torch.arange(33.0) - 16
+    down, right = (moved.sum(dim=1) * place).sum() / moved.sum(), (moved.sum(dim=0) * place).sum() / moved.sum()
+    assert (right.item(), down.item()) == pytest.approx((8.66, 5.0), abs=0.1)
+    assert moved.sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_turn_by_nothing_is_the_image_and_corners_come_in_black():
+    images = noise(2)
+    torch.testing.assert_close(turned(images, torch.zeros(2)), images)
+    white = turned(torch.ones(1, 1, 16, 16), torch.tensor([0.3]))[0, 0]
+    assert white[0, 0] < 0.5 and white[8, 8] == pytest.approx(1.0)
+
+
+def test_the_gradient_of_a_turn_is_right():
+    image = torch.rand(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    angle = torch.tensor([0.2], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda pixels: turned(pixels, angle), image)
+
+
+def test_a_chain_applies_its_views_in_order():
+    images, rows = noise(), streams(3)
+    first, second = RandomCrop((0.5, 0.6)), Rotation(20.0, share=1.0)
+    chained = Chain((first, second))(images, rows, 2)
+    assert torch.equal(chained, second(first(images, rows, 2), rows, 2))
+    assert not torch.allclose(chained, first(second(images, rows, 2), rows, 2))

@@ -28,3 +28,13 @@ def test_the_fact_about_classes_says_that_the_run_stopped_early():
     planned = replace(sample.audit(), planned=(0, 1, 2, 3, 4, 5, 6))
     assert view.key_facts(planned)[-1].note.endswith("; 7 planned, the gate had decided")
     assert "planned" not in view.key_facts(sample.audit())[-1].note
+
+
+def test_a_reason_is_said_once_for_all_that_share_it():
+    parts = {m.name: m for m in sample.attack("gmi", 0.5).measurements}
+    shared = [replace(parts["attack_acc1"], name=name, reason="sets") for name in ("recall_k3", "precision_k3")]
+    alone = replace(parts["attack_acc1"], name="fid_evaluator", reason="biased")
+    report = sample.audit(attacks=(sample.attack("gmi", 0.5, measurements=(*shared, alone)),))
+    (block,) = view.blocks(report)
+    assert block.notes[-1] == "Precision of the set, Recall of the set: sets."
+    assert sum("biased." in note for note in block.notes) == 1

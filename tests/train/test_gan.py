@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -8,8 +9,10 @@ from torch import nn
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import DataError, Diverged
 from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
+from mi_audit.nn.adversarial_targeted import ConditionalHinge
 from mi_audit.nn.gan import MinibatchStdDev, Networks
-from mi_audit.train.gan import GanSettings, fit, follow
+from mi_audit.nn.views import Chain
+from mi_audit.train.gan import ADAPTING, GanSettings, _Contest, fit, follow
 from tests import toy
 
 OBJECTIVES = [WassersteinGP(critic_steps=2), NonSaturatingR1(every=3, images=4)]
@@ -196,6 +199,58 @@ def test_the_critic_sees_every_image_through_the_same_kind_of_distortion():
     assert not any((images == 0).any() for images in shown(public, steps=1))
 
 
+class Conditional(nn.Module):
+    """Keeps the labels it is given beside its input, and hands the input to `inner`."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.labels = inner, []
+
+    def __deepcopy__(self, memo):
+        return Conditional(copy.deepcopy(self.inner, memo))
+
+    def forward(self, given, labels):
+        self.labels.append(labels.tolist())
+        return self.inner(given)
+
+
+def test_networks_that_know_classes_are_told_the_labels():
+    plain, public = networks(), toy.dataset()
+    start = Networks(Conditional(plain.generator), Conditional(plain.critic), 4, classes=4)
+    logits = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    objective = ConditionalHinge(logits=logits, fingerprint="f", view=Chain(()), critic_steps=1)
+    train(settings(objective, steps=3, batch_size=24), public=public, start=start)
+    asked, judged = start.generator.labels, start.critic.labels
+    assert len(asked) == 3 and {label for row in asked for label in row} == {0, 1, 2, 3}
+    assert judged[1::3] == judged[2::3] == asked  # generated images, for the critic and for the generator
+    assert all(sorted(row) == public.labels.tolist() for row in judged[::3])
+
+
+def test_further_batches_are_drawn_independently_and_labels_follow_their_images():
+    pixels = torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 8, 8)
+    public, seen = replace(toy.dataset(), pixels=pixels), []
+
+    class Watching(NonSaturatingR1):
+        real_batches = 3
+
+        def critic_objective(self, judge, round):
+            seen.append(round)
+            return super().critic_objective(judge, round)
+
+    train(settings(Watching(), steps=3), public=public)
+    for round in seen:
+        first, *more = ((batch[:, 0, 0, 0] * 255).round().long() for batch in (round.seen_real, *round.more_real))
+        assert torch.equal(first, round.rows) and torch.equal(round.labels, public.labels[first])
+        assert len({tuple(rows.tolist()) for rows in (first, *more)}) == 3
+    assert len({row for round in seen for row in round.rows.tolist()}) == 24
+
+
+def test_dither_fills_the_steps_of_8_bit_and_stays_in_range():
+    white = replace(toy.dataset(), pixels=torch.full((24, 3, 8, 8), 255, dtype=torch.uint8))
+    real = torch.cat(shown(white, steps=3, dither=1 / 256)[::3])
+    assert real.max() <= 1 and 1 - 1 / 256 <= real.min() < 1 - 0.9 / 256
+
+
 def test_the_penalty_reaches_the_critic():
     assert not same(train(settings(NonSaturatingR1(gamma=1.0))), train(settings(NonSaturatingR1(gamma=0.0))))
 
@@ -226,3 +281,55 @@ def test_the_first_updates_weigh_more():
     nn.init.ones_(network.weight)
     follow(average, network, decay=0.999, update=1)
     torch.testing.assert_close(average.weight.detach(), torch.tensor([[9 / 11]]))
+
+
+def test_without_a_chance_no_image_is_distorted_and_with_half_a_chance_half_are():
+    public = replace(toy.dataset(per_class=50), pixels=torch.full((200, 3, 8, 8), 100, dtype=torch.uint8))
+
+    def share(chance):
+        real = shown(public, steps=1, batch_size=200, brightness=0.5, chance=chance)[0]
+        return (real.flatten(1) != 100 / 255).any(dim=1).double().mean()
+
+    assert share(0.0) == 0
+    assert share(0.5) == pytest.approx(0.5, abs=0.15)
+    assert share(1.0) > 0.9
+
+
+@pytest.mark.parametrize(("bias", "sign"), [(1.0, 1), (-9.0, -1)])
+def test_distortions_come_as_the_critic_gets_sure_of_the_public_images(bias, sign):
+    class Biased(Recorder):
+        def forward(self, images):
+            return super().forward(images) + bias
+
+    recipe = settings(NonSaturatingR1(every=1000), brightness=0.1, chance=0.5, adapt=0.6)
+    contest = _Contest(networks(Biased()), toy.dataset(), recipe, 0, "cpu")
+    for step in range(3):
+        contest.advance(step)
+    assert contest.chance.item() == pytest.approx(0.5 + sign * 3 * 8 / ADAPTING)
+    assert contest.state(3)["chance"] == contest.chance
+
+
+def test_the_generator_s_own_penalty_reaches_it():
+    class Heavy(NonSaturatingR1):
+        def generator_penalty(self, generator, *_):
+            return 100 * sum(weight.square().sum() for weight in generator.parameters())
+
+    assert not same(train(settings(NonSaturatingR1())), train(settings(Heavy())))
+
+
+def test_noise_inside_a_generator_repeats_with_the_seed():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(len(x), self.out_features)
+
+    def start():
+        made = networks()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            made.generator[0] = Noisy(4, 32)
+        return made
+
+    recipe = settings(NonSaturatingR1())
+    before = torch.get_rng_state()
+    assert same(train(recipe, start=start()), train(recipe, start=start()))
+    assert torch.equal(torch.get_rng_state(), before)

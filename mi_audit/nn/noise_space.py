@@ -1,0 +1,24 @@
+"""The latent space of a generator that was trained on standard normal numbers."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mi_audit.core.prior import LatentSpace
+from mi_audit.core.types import Images, Latents
+
+
+class NoiseSpace(LatentSpace):
+    """Standard normal vectors; the generator was trained on all of them, so nothing needs projecting."""
+
+    def __init__(self, generator: nn.Module, width: int) -> None:
+        self.width = width
+        self._generator = generator
+
+    def draw(self, noise: Float[Tensor, "b width"]) -> Latents:
+        return noise
+
+    def decode(self, latents: Latents) -> Images:
+        return self._generator(latents)
+
+    def project(self, latents: Latents) -> Latents:
+        return latents
