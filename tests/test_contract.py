@@ -133,7 +133,7 @@ def test_a_white_box_attack_averages_its_gradients_when_asked_to(attack):
     assert views.work["target_backward"] == 3 * plain.work["target_backward"] > 0
     assert views.work["target_forward"] == toy.ledger.spent.total()
     assert views.work["generator_forward"] == plain.work["generator_forward"]
-    assert not torch.equal(without.images, averaged.images)
+    assert without.curves[-1].losses != averaged.curves[-1].losses  # images may end in the same corner of a box
 
 
 @pytest.mark.parametrize("attack", WHITE_BOX.values(), ids=WHITE_BOX)
