@@ -11,6 +11,13 @@ from mi_audit import __version__
 from mi_audit.audit import positive, registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
+from mi_audit.audit.counterfactual import (
+    Counterfactual,
+    check_counterfactual,
+    counterfactual,
+    counterfactual_control,
+    doubted,
+)
 from mi_audit.audit.declared import reproduced
 from mi_audit.audit.exposed import NAME, drawing_order
 from mi_audit.audit.fitting import Fitted, assemble, knowledge
@@ -74,6 +81,7 @@ def run_attack(plan: Plan, progress: ProgressSink | None = None) -> AuditReport:
             f"target {model.arch}: accuracy {measured.value:.3f} on {measured.count} private test images"
         )
         facts = model_facts(model, measured)
+        check_counterfactual(replace(scene, model=model), attacked_classes(scene))
         report = audit_models(scene, {seed: (model, facts) for seed in seeds_of(plan)}, load_court(scene), builds)
         report = replace(report, verdict=verdict_of(report, plan))
         write_result(scene.folder.path / "result.json", report)
@@ -127,16 +135,17 @@ def audit_models(
     The classes are `people`; by default those of the plan, or as many of them as a sequential gate needs.
     """
     planned = attacked_classes(scene)
+    other = counterfactual(scene, targets, planned)
     if not people and stops_early(scene.plan):
         sketch = replace(scene, plan=replace(scene.plan, metrics=(NAME,), images="none", positive_control=False))
         people = enough_people(
             drawing_order(planned, next(facts for _, facts in targets.values()).sha256),
             scene.plan.chunk,
-            lambda some: _audit(sketch, targets, court, builds, folder, some),
+            lambda some: _audit(sketch, targets, court, builds, folder, some, other),
             scene.plan.decision,
             scene.progress,
         )
-    report = _audit(scene, targets, court, builds, folder, people or planned)
+    report = _audit(scene, targets, court, builds, folder, people or planned, other)
     return replace(report, planned=planned if len(report.attacked) < len(planned) else ())
 
 
@@ -147,6 +156,7 @@ def _audit(
     builds: Mapping[str, Attack[Any, Any]],
     folder: str,
     attacked: Sequence[int],
+    other: Counterfactual | None,
 ) -> AuditReport:
     verifier = court.verifier
     if scene.plan.views > 1 and not any(averaging_of(scene.plan, attack) for attack in builds.values()):
@@ -154,7 +164,7 @@ def _audit(
     judge = as_judge(court.model, scene.device)
     gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
     runner = Runner(scene, targets, gallery, attacked, folder)
-    results, ids, priors = run_all(runner, builds)
+    results, ids, priors = run_all(runner, builds, other)
     leaky, leaky_ids = positive.controls(runner, builds)
     accuracy = reproduced([facts for _, facts in targets.values()], scene.plan.declared_accuracy)
     checks = check(scene, targets, attacked, results, builds, verifier.facts)
@@ -194,7 +204,7 @@ def _audit(
 
 
 def run_all(
-    runner: Runner, builds: Mapping[str, Attack[Any, Any]]
+    runner: Runner, builds: Mapping[str, Attack[Any, Any]], other: Counterfactual | None = None
 ) -> tuple[tuple[AttackResult, ...], list[str], dict[str, dict[int, Fitted]]]:
     """Every attack and every control of the plan: results, attacks first; ids of the jobs; what was fitted, by seed."""
     scene, targets = runner.scene, runner.targets
@@ -228,6 +238,14 @@ def run_all(
             one = untrained_control(name, attack, seeds, averaging_of(scene.plan, attack))
             found, jobs = blank.measured(one, known)
             others += found
+            ids += jobs
+    if other is not None:
+        met, asked = replace(runner, targets=other.targets), {}
+        for name, attack in builds.items():
+            known = knowledge(scene, attack, models_of(other.targets), asked)
+            averaging = averaging_of(scene.plan, attack)
+            found, jobs = met.measured(counterfactual_control(name, attack, seeds, averaging, other.note), known)
+            others += map(doubted, found)
             ids += jobs
     return with_leakage([*attacks, *others, *permuted]), ids, priors
 

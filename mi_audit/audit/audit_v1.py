@@ -260,5 +260,5 @@ def _copies(report: AuditReport) -> tuple[RuleResult, ...]:
         names = ", ".join(f"{count} by {name}" for name, count in hits.items())
         outcome, reason = "FAIL", f"these may be copies of training pictures: {names}; look at them"
         if any(a.floor and value for a, value in counts):
-            outcome, reason = "INCONCLUSIVE", f"{reason}; a control, which never saw the model, has some, too"
+            outcome, reason = "INCONCLUSIVE", f"{reason}; a control, which never saw these people, has some, too"
     return (RuleResult(id=f"{RULE}-copies", when=f"{COPIES} > 0", outcome=outcome, reason=reason),)

@@ -20,7 +20,9 @@ from mi_audit.core.types import Labels
 NAME = "control:random-prior"
 USUAL_PRIOR = "gmi-gan"  # the control of any other prior carries that prior's name
 PERMUTED, UNTRAINED = "control:permuted-labels", "control:untrained"
-KINDS = ("random", "permuted", "untrained")
+COUNTERFACTUAL = "control:counterfactual"
+KINDS = ("random", "permuted", "untrained", "counterfactual")
+ATTACKED = ("untrained", "counterfactual")  # models of their own, on which every attack runs again
 BY_LABEL = ("attack-accuracy", "exposure")  # metrics that a permutation of the labels changes and a leak drives
 LEAKAGE = {"exposure": "leakage", "attack_acc1": "leakage_acc1"}  # name of the difference to a control
 
@@ -52,15 +54,9 @@ def chosen(wanted: Sequence[str]) -> tuple[str, ...]:
     """The controls that were asked for.
 
     Raises:
-        ConfigError: There is no such control, or it cannot be run automatically.
+        ConfigError: There is no such control.
     """
     for name in wanted:
-        if name == "counterfactual":
-            raise ConfigError(
-                "expected a control that needs no second training, got counterfactual: only the owner of a model can "
-                "train it again without the attacked people; do that, attack that model with the same plan, and give "
-                "its result.json as --baseline; --controls untrained is the nearest automatic one"
-            )
         if name not in KINDS:
             raise ConfigError(f"expected --controls out of {', '.join(KINDS)}, got {name!r}; correct it")
     return tuple(dict.fromkeys(wanted))
@@ -124,7 +120,7 @@ def with_leakage(results: Iterable[AttackResult]) -> tuple[AttackResult, ...]:
 
 def belongs(control: AttackResult, attack: AttackResult) -> bool:
     """Whether it is a control of this attack: made from its pictures or by it, or drawn from its prior."""
-    if control.name.startswith((PERMUTED, UNTRAINED)):
+    if control.name.startswith((PERMUTED, UNTRAINED, COUNTERFACTUAL)):
         return control.name.rpartition(":")[2] == attack.name
     return control.prior == attack.prior
 

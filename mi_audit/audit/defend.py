@@ -1,28 +1,36 @@
 """Retrain a model with a published defense, beside an undefended twin, and attack both."""
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from mi_audit.audit import registry
-from mi_audit.audit.attack import audit_models, build_attacks, discard_pictures, load_court, seeds_of, verdict_of
+from mi_audit.audit.attack import (
+    attacked_classes,
+    audit_models,
+    build_attacks,
+    discard_pictures,
+    load_court,
+    seeds_of,
+    verdict_of,
+)
 from mi_audit.audit.compare import compare
+from mi_audit.audit.counterfactual import check_counterfactual
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.measure import per_class
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model, public_start
 from mi_audit.audit.progress import ProgressSink, Silent
+from mi_audit.audit.retrain import Retraining, defend_recipe, fit_private, retrained
 from mi_audit.audit.scene import Scene, as_settings, open_scene
 from mi_audit.core.defense import Defense
 from mi_audit.core.report import ClassValue, Comparison, ModelFacts
-from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.freezing import parse
 from mi_audit.store.results import write_result
-from mi_audit.store.targets import LoadedModel, load_model, save_model
-from mi_audit.train.classifier import Recipe, accuracy, cross_entropy, fit
+from mi_audit.store.targets import LoadedModel
+from mi_audit.train.classifier import Recipe, accuracy
 
 
 def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
@@ -37,6 +45,7 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
     with open_scene(plan, "defend", progress or Silent()) as scene:
         builds = build_attacks(plan)
         defense = build_defense(plan)
+        check_counterfactual(scene, attacked_classes(scene), trains=True)
         start = public_start(scene, None)
         recipe = defend_recipe(scene)
         defense = resolve_freeze(scene, defense, start, recipe)
@@ -73,63 +82,18 @@ def build_defense(plan: Plan, freeze: str | None = None) -> Defense:
     return registry.build("defense", method, name, settings)
 
 
-def defend_recipe(scene: Scene) -> Recipe:
-    """How both models are fine-tuned from the public start."""
-    plan, small = scene.plan.defend, scene.size <= 40
-    return Recipe(
-        epochs=plan.epochs or (12 if small else 30),
-        lr=plan.lr or 0.05,
-        batch_size=plan.batch_size or 64,
-        augment="faces" if scene.splits.train.channels == 3 else "shift",
-        precision=scene.plan.precision,
-    )
-
-
 def trained(
     scene: Scene, defense: Defense | None, start: PublicStart, recipe: Recipe, seed: int
 ) -> tuple[LoadedModel, ModelFacts]:
-    """One model of a pair: loaded when an interrupted run finished it, else trained and saved."""
+    """One model of a pair, with its accuracy: loaded when an interrupted run finished it, else trained and saved."""
     kind = "undefended" if defense is None else "defended"
+    method = "none" if defense is None else scene.plan.defend.method
     file = scene.folder.path / _file(kind, seed)
-    if scene.plan.fresh or not file.is_file():
-        scene.progress.stage(f"Training the {kind} model, seed {seed} ({recipe.epochs} epochs)")
-        model, init = fresh_private_model(scene, start, seed)
-        with scene.clock.stage(f"train {kind}"):
-            model, cut, val = _fit(scene, model, defense, recipe, seed, file.with_suffix(".checkpoint"))
-        manifest: dict[str, object] = {
-            "method": "none" if defense is None else scene.plan.defend.method,
-            "kind": "none" if defense is None else defense.kind,
-            "settings": {} if defense is None else as_settings(defense),
-            "resolved": cut,
-            "recipe": asdict(recipe),
-            "init": init,
-            "seed": seed,
-            "val_accuracy": val,
-            "test_accuracy": accuracy(model.classifier, scene.splits.test, scene.device).value,
-            "adaptive_attack": "" if defense is None else defense.adaptive,
-        }
-        save_model(file, model, {"defense": manifest})
-    model = replace(load_model(str(file), device=scene.device), ref=str(_file(kind, seed)))
+    model = retrained(scene, Retraining(method, defense, start, recipe), seed, file, kind)
+    model = replace(model, ref=str(_file(kind, seed)))
     measured = accuracy(model.classifier, scene.splits.test, scene.device)
     scene.progress.note(f"{kind} model, seed {seed}: accuracy {measured.value:.3f} on {measured.count} test images")
     return model, model_facts(model, measured, seed, accuracy_by_class(scene, model))
-
-
-def _fit(
-    scene: Scene, model: LoadedModel, defense: Defense | None, recipe: Recipe, seed: int, checkpoint: Path | None
-) -> tuple[LoadedModel, dict[str, object], float | None]:
-    net: nn.Module = model.classifier.to(scene.device)
-    cut: dict[str, object] = {}
-    if defense is not None:
-        net, cut = defense.prepare(net, scene.splits.train.images(slice(0, 2), scene.device))
-        scene.progress.note(f"{scene.plan.defend.method}: {cut.get('summary', 'prepared')}")
-    done = fit(
-        net, scene.splits.train, scene.splits.val, recipe, seed=seed, device=scene.device,
-        loss=cross_entropy if defense is None else defense.loss, on_step=scene.progress.step, checkpoint=checkpoint,
-    )  # fmt: skip
-    net = net if defense is None else defense.finish(net)
-    assert isinstance(net, Classifier)  # defenses change what is inside, not the wrapper that owns the input
-    return replace(model, classifier=net), cut, done.val_accuracy
 
 
 def accuracy_by_class(scene: Scene, model: LoadedModel) -> tuple[ClassValue, ...]:
@@ -157,9 +121,10 @@ def resolve_freeze(scene: Scene, defense: Defense, start: PublicStart, recipe: R
         if share not in seen:
             scene.progress.stage(f"Searching the freeze point: {share} % ({short.epochs} epochs)")
             tried = build_defense(scene.plan, f"{share}%") if share else None
+            how = Retraining(scene.plan.defend.method if share else "none", tried, start, short)
             model, _ = fresh_private_model(scene, start, scene.plan.seed)
             with scene.clock.stage("search freeze"):
-                seen[share] = _fit(scene, model, tried, short, scene.plan.seed, None)[2] or 0.0
+                seen[share] = fit_private(scene, model, how, scene.plan.seed, None)[2] or 0.0
         return seen[share]
 
     floor = val_accuracy(0) - delta

@@ -1,7 +1,7 @@
 """What a run would do and how long it would take, from a probe of a few steps."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,12 +9,15 @@ from torch import Tensor
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
-from mi_audit.audit.defend import defend_recipe
+from mi_audit.audit.control import ATTACKED, chosen
+from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_recipe
 from mi_audit.audit.fitting import Fitted, assemble, cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.positive import is_wanted
+from mi_audit.audit.pretrain import is_labelled, labelled_public, start_recipe
 from mi_audit.audit.progress import ProgressSink, Silent
+from mi_audit.audit.retrain import defend_recipe
 from mi_audit.audit.runner import averaging_of, default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.audit.stopping import stops_early
@@ -55,13 +58,12 @@ def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Est
     with open_scene(plan, kind, progress or Silent(), dry=True) as scene:
         private, attacked = whole(scene.splits), attacked_classes(scene)
         sides = 2 if kind == "defend" else 1  # the undefended twin and the defended model
-        models = sides + is_wanted(plan)  # both sides share the leaky one
-        jobs = len(build_attacks(plan)) * models * -(-len(attacked) // plan.chunk) * plan.seeds
-        parts = [
-            *_priors(scene),
-            *_trainings(scene, kind),
-            *_attacks(scene, len(attacked) * plan.seeds * sides, len(attacked) * plan.seeds * is_wanted(plan)),
-        ]
+        check_counterfactual(scene, attacked, trains=kind == "defend")
+        rounds = {"attack": sides, **{f"control {name}": sides for name in chosen(plan.controls) if name in ATTACKED}}
+        rounds["positive control"] = int(is_wanted(plan))  # both sides share the leaky model
+        jobs = len(build_attacks(plan)) * sum(rounds.values()) * -(-len(attacked) // plan.chunk) * plan.seeds
+        runs = {what: len(attacked) * plan.seeds * models for what, models in rounds.items()}
+        parts = [*_priors(scene), *_trainings(scene, kind), *_attacks(scene, runs)]
         seconds = round(sum(spent for _, spent in parts), 1)
         net = scene.model.classifier
         rows = (
@@ -88,9 +90,18 @@ def _trainings(scene: Scene, kind: str) -> Iterator[tuple[str, float]]:
         yield f"evaluator {arch} (once)", _training_seconds(scene, arch, recipe)
     if (lesson := verifier_lesson(scene, (scene.model,))) is not None:
         yield f"verifier {lesson.arch} (once)", _training_seconds(scene, lesson.arch, lesson.recipe, lesson.data)
+    counterfactual = "counterfactual" in plan.controls and plan.counterfactual == "auto"
+    if (kind == "defend" or counterfactual) and plan.defend.pretrained == "auto" and is_labelled(scene.public):
+        data = labelled_public(scene.public)
+        yield "public start (once)", _training_seconds(scene, scene.model.arch, start_recipe(scene, data), data)
     if kind == "defend":
         seconds = _training_seconds(scene, scene.model.arch, defend_recipe(scene))
         yield f"training of {2 * plan.seeds} models", 2 * plan.seeds * seconds
+    if counterfactual:
+        recipe = defend_recipe(scene) if kind == "defend" else counterfactual_recipe(scene)
+        models = plan.seeds * (2 if kind == "defend" else 1)
+        seconds = _training_seconds(scene, scene.model.arch, recipe)  # as many images, where there are strangers
+        yield f"training of {models} counterfactual models (once)", models * seconds
 
 
 def _training_seconds(scene: Scene, arch: str, recipe: Recipe, data: Dataset | None = None) -> float:
@@ -122,17 +133,17 @@ def _priors(scene: Scene) -> Iterator[tuple[str, float]]:
         yield f"prior {name}, {steps:,} steps (once)", steps * per_step
 
 
-def _attacks(scene: Scene, runs: int, leaky: int) -> Iterator[tuple[str, float]]:
-    """Every attack on `runs` classes, and on `leaky` classes of the leaky model, which is taken to be as fast."""
+def _attacks(scene: Scene, runs: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    """Every attack on each of `runs`, classes by what they belong to; models of controls are taken to be as fast."""
     for name, attack in build_attacks(scene.plan).items():
         averaging = averaging_of(scene.plan, attack)
         views, told = (averaging.count, f" of {averaging.count} views") if averaging else (1, "")
         known = assemble([_fit_shortly(scene, recipe) for recipe in attack.recipes])
         seconds = _step_seconds(scene, known.prior, views)
-        for what, classes in ((f"attack {name}", runs), (f"positive control {name}", leaky)):
+        for what, classes in runs.items():
             if classes:
                 steps = attack.sample_steps * classes
-                yield f"{what}, {steps:,} image-steps{told}", steps * seconds
+                yield f"{what} {name}, {steps:,} image-steps{told}", steps * seconds
 
 
 def _fit_shortly(scene: Scene, name: str) -> Fitted:

@@ -36,9 +36,19 @@ def exposed_by_attacks(report: AuditReport) -> Identities:
 
 
 def exposed_by_controls(report: AuditReport) -> dict[str, Identities]:
-    """The identities that each control without a leak exposes; only controls that measured it."""
+    """The identities that each kind of control without a leak exposes; only controls that measured it.
+
+    The worst over the attacks counts, as it does for the attacks themselves: a judge who errs once in a hundred
+    pictures errs more often on the best of several attacks, on both sides of the comparison.
+    """
     measured = [a for a in report.attacks if a.floor and is_measured(a)]
-    return {control.name: exposed_by([control], report) for control in measured}
+    kinds = dict.fromkeys(_kind(one) for one in measured)
+    return {kind: exposed_by([one for one in measured if _kind(one) == kind], report) for kind in kinds}
+
+
+def _kind(control: AttackResult) -> str:
+    """`control:untrained` of `control:untrained:gmi`."""
+    return ":".join(control.name.split(":")[:2])
 
 
 def is_measured(attack: AttackResult) -> bool:

@@ -126,7 +126,8 @@ class Plan:
         seed, seeds: First seed and number of them.
         evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
         verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
-        controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`.
+        controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`, `counterfactual`.
+        counterfactual: The target of the last: `auto` trains one, else a model reference.
         positive_control: Attack a model that leaks on purpose as well; None does so under the profile `thorough`.
         declared_accuracy: Test accuracy of the model according to its owner, a share; None is not declared.
         prior_profile: `quick` or `standard`; None follows `profile`.
@@ -160,6 +161,7 @@ class Plan:
     evaluator_epochs: int | None = None
     verifier: str = "auto"
     controls: tuple[str, ...] = ("random", "permuted")
+    counterfactual: str = "auto"
     positive_control: bool | None = None
     declared_accuracy: float | None = None
     views: int = 1

@@ -11,7 +11,7 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn.classifier import Classifier
 from mi_audit.store.files import digest
-from mi_audit.store.splits import split
+from mi_audit.store.splits import FEWEST, split
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
 from mi_audit.train.classifier import Recipe, accuracy, fit
 
@@ -81,15 +81,26 @@ def labelled_public(public: Dataset) -> Dataset:
     return replace(chosen, labels=labels, classes=tuple(public.classes[label] for label in kept))
 
 
-def _trained(scene: Scene, epochs: int | None) -> PublicStart:
-    data = labelled_public(scene.public)
-    parts = split(data, seed=SEED)
-    recipe = Recipe(
+def is_labelled(public: Dataset) -> bool:
+    """Whether the public data tell people apart, so that a start can be trained on them."""
+    counts = Counter(public.labels.tolist()).values()
+    return sum(count >= FEWEST_PICTURES for count in counts) >= 2 and max(counts) >= FEWEST
+
+
+def start_recipe(scene: Scene, data: Dataset, epochs: int | None = None) -> Recipe:
+    """How the start is trained on `data`."""
+    return Recipe(
         epochs=epochs or (8 if scene.size <= 40 else 30),
         lr=0.05,
         augment="faces" if data.channels == 3 else "shift",
         precision=scene.plan.precision,
     )
+
+
+def _trained(scene: Scene, epochs: int | None) -> PublicStart:
+    data = labelled_public(scene.public)
+    parts = split(data, seed=SEED)
+    recipe = start_recipe(scene, data, epochs)
     base = scene.model
     key = digest(
         "public start",
@@ -116,7 +127,8 @@ def _trained(scene: Scene, epochs: int | None) -> PublicStart:
                 on_step=scene.progress.step, checkpoint=file.with_suffix(".checkpoint"),
             )  # fmt: skip
         save_model(file, replace(model, class_names=data.classes), {"trained": asdict(recipe)})
-    model = load_model(str(file), device=scene.device)
+    own_code = base.arch if base.arch.startswith("py:") else None  # the user named it, no file did
+    model = load_model(str(file), arch=own_code, device=scene.device)
     measured = accuracy(model.classifier, parts.test if len(parts.test) else parts.val, scene.device)
     scene.progress.note(
         f"public start: accuracy {measured.value:.3f} on {measured.count} held-out images of public classes"
@@ -130,12 +142,12 @@ def _trained(scene: Scene, epochs: int | None) -> PublicStart:
     return PublicStart(model.classifier.net.state_dict(), facts)
 
 
-def fresh_private_model(scene: Scene, start: PublicStart, seed: int) -> tuple[LoadedModel, dict[str, object]]:
-    """The architecture of the plan with public weights and a fresh head for the private classes."""
+def fresh_private_model(scene: Scene, start: PublicStart | None, seed: int) -> tuple[LoadedModel, dict[str, object]]:
+    """The architecture of the plan with a fresh head for the private classes, the rest from `start` if there is one."""
     net, classes = scene.model.classifier, scene.splits.train.classes
     model = new_model(
         scene.model.arch, num_classes=len(classes), channels=net.channels, size=net.size, mean=net.mean_values,
         std=net.std_values, seed=seed,
     )  # fmt: skip
-    facts = start.copy_into(model.classifier)
+    facts: dict[str, object] = start.copy_into(model.classifier) if start else {"source": "fresh weights"}
     return replace(model, class_names=classes), facts

@@ -35,6 +35,7 @@ PLACES = {
     ("defend", "save"),
     ("waivers",),
 }  # not in results
+RETRAINING = {("defend", name) for name in ("pretrained", "epochs", "lr", "batch_size")}  # of counterfactual targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +184,16 @@ def rules_of(settings: Settings) -> tuple[RulePlan, ...]:
 def command_line(resolved: Resolved, verb: str, *, allow_pickle: bool = False) -> str:
     """A command that asks for the same result, whatever layers it came from; says nothing of folders and devices."""
     words = ["mi-audit", verb]
+    retraining = RETRAINING if verb == "attack" and "counterfactual" in resolved.settings.run.controls else set()
     if resolved.settings.model.ref is not None:
         words.append(resolved.settings.model.ref)
     for key, value in sorted(resolved.values.items()):
         if (
             key not in PLACES
             and key not in (("model", "ref"), ("version",))
-            and (verb == "defend" or key[0] != "defend")
+            and (verb == "defend" or key in retraining or key[0] != "defend")
         ):
-            words += _option(key, value)
+            words += _option(key, value) if key not in retraining else ["--set", f"{'.'.join(key)}={value}"]
     return shlex.join([*words, *(["--allow-pickle"] if allow_pickle else [])])
 
 

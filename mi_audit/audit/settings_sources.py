@@ -25,6 +25,7 @@ REFERENCES = {
     ("data", "public"),
     ("run", "evaluator"),
     ("run", "verifier"),
+    ("run", "counterfactual"),
     ("defend", "pretrained"),
 }
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")

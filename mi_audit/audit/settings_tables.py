@@ -97,7 +97,11 @@ class RunTable(Table):
     )
     controls: Words = Field(
         default=("random", "permuted"),
-        description="floors to compare with: random pictures, permuted labels, an untrained model",
+        description="floors to compare with: random, permuted, untrained, counterfactual (see threat models)",
+    )
+    counterfactual: str = Field(
+        default="auto",
+        description="model trained without the attacked people, for that control: a model reference; auto trains one",
     )
     positive_control: bool | None = Field(
         default=None,

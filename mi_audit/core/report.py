@@ -128,6 +128,7 @@ class AttackResult:
         flags: Reasons to distrust the numbers, such as an attack that did not converge.
         failed: Jobs that failed, with the error.
         over_control: The attack minus each of its controls, paired by class and seed; the protocol names the control.
+        note: What to know about how it was made, in sentences, such as what the model of a control was trained on.
     """
 
     name: str
@@ -145,6 +146,7 @@ class AttackResult:
     failed: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     over_control: tuple[Measurement, ...] = ()
+    note: str = ""
 
     def measurement(self, name: str) -> Measurement | None:
         """The measurement called `name`, or None."""

@@ -49,6 +49,7 @@ def _lines(result: AuditReport | Comparison) -> Iterator[str]:
     yield from _rules(result)
     yield from _measurements(result, compared=before is not None)
     yield from _validity(after)
+    yield from _list("How controls were made", wording.notes(result))
     yield from _list("Warnings", wording.warnings(result))
     yield from _list("Not measured", wording.unmeasured(result))
     yield from _model(after)

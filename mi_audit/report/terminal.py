@@ -87,7 +87,8 @@ def _audit(report: AuditReport, width: int) -> list[Table | Text]:
     accuracy = ", ".join(wording.with_interval(model.accuracy) for model in report.targets)
     judge = wording.with_interval(report.evaluator.accuracy)
     worth = Text(f"Accuracy of the model {accuracy}; of the evaluator {judge}.")
-    return [table, Text(), worth, Text()]
+    notes = [Text(note, style="dim") for note in wording.notes(report)]
+    return [table, Text(), worth, *notes, Text()]
 
 
 def _comparison(result: Comparison) -> list[Table | Text]:

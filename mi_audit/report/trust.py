@@ -28,11 +28,12 @@ class Gauge(NamedTuple):
 
 
 class Control(NamedTuple):
-    """A control, what it isolates, and its numbers in the order of the columns."""
+    """A control, what it isolates, its numbers in the order of the columns, and how it was made."""
 
     title: str
     isolates: str
     values: tuple[Quantity | None, ...]
+    note: str
 
 
 class Leak(NamedTuple):
@@ -89,6 +90,7 @@ def controls(report: AuditReport) -> Controls:
             wording.attack_title(control.name),
             wording.isolates(control.name),
             tuple(measurement_of(control, name) for name in names),
+            control.note,
         )
         for control in found
     )

@@ -101,6 +101,7 @@ CONTROLS: Mapping[str, str] = {  # by how their names go on after `control:`
     "random-prior": "random pictures of the prior, without any model: what prior and judge say by themselves",
     "permuted-labels": "the reconstructions judged as other classes: what the judge says about pictures of attacks",
     "untrained": "the same attack on untrained weights: what prior and search find without any training",
+    "counterfactual": "the same attack on a model that never met these people: what has nothing to do with them",
     "positive": "the same attack on a model that leaks on purpose: it has to succeed, else a low number means nothing",
 }
 

@@ -91,6 +91,21 @@ def isolates(name: str) -> str:
     return next((text for start, text in CONTROLS.items() if kind.startswith(start)), "")
 
 
+def notes(result: AuditReport | Comparison) -> tuple[str, ...]:
+    """What there is to know about how controls were made, without repetition."""
+    if isinstance(result, Comparison):
+        sides = (("Before: control", result.before), ("After: control", result.after))
+    else:
+        sides = (("Control", result),)
+    made = [
+        f"{side} {attack.name.removeprefix('control:').partition(':')[0].replace('-', ' ')}: {attack.note}"
+        for side, report in sides
+        for attack in report.attacks
+        if attack.note
+    ]
+    return tuple(dict.fromkeys(made))
+
+
 def metric_title(name: str) -> str:
     return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
 

@@ -47,6 +47,17 @@ def overlap(private: Dataset, public: Dataset) -> str:
     )
 
 
+def copies(data: Dataset, of: Dataset) -> Int64[Tensor, " n"]:
+    """Rows of the images in `data` that are also in `of`, identical or nearly, in order."""
+    if not len(data) or not len(of):
+        return torch.zeros(0, dtype=torch.int64)
+    exact = _equal(data, of)
+    rest = torch.ones(len(data), dtype=torch.bool)
+    rest[exact[:, 0]] = False
+    near = _similar(data, rest.nonzero().squeeze(1), of)
+    return torch.cat([exact[:, 0], near[:, 0]]).sort().values
+
+
 def _place(name: str) -> str:
     return str(Path(name).resolve())
 

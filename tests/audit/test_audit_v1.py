@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from mi_audit.audit.audit_v1 import judge_exposure, sentence
-from mi_audit.audit.exposed import drawn_at_random, exposed_by_attacks
+from mi_audit.audit.exposed import drawn_at_random, exposed_by_attacks, exposed_by_controls
 from mi_audit.audit.gate import judge, saved_decision, saved_rules
 from mi_audit.audit.plan import DecisionPlan, RulePlan
 from mi_audit.core.report import ClassValue, Interval, Measurement, Quantity, ValidityFlag, VerifierFacts
@@ -227,3 +227,15 @@ def test_a_saved_run_is_judged_again_as_it_was():
     assert saved_decision(verdict) == decision
     assert saved_rules(verdict) == (RulePlan(id="MI001", when="accuracy < 0.5"),)
     assert (saved_decision(None), saved_rules(None)) == (DecisionPlan(), ())
+
+
+def test_the_floor_of_several_attacks_is_their_union_by_kind_of_control():
+    names = ("control:counterfactual:gmi", "control:counterfactual:ppa", "control:random-prior")
+    controls = [floor(range(100), hit, name) for hit, name in zip(({0, 1}, {1, 2, 3}, {9}), names, strict=True)]
+    report = audit(exposed=20, controls=controls)
+    found = exposed_by_controls(report)
+    assert {kind: set(one.exposed) for kind, one in found.items()} == {
+        "control:counterfactual": {0, 1, 2, 3}, "control:random-prior": {9},
+    }  # fmt: skip
+    exposure = judge_exposure(report, POLICY)[1]
+    assert round(exposure.control.value * exposure.control.count) == 4

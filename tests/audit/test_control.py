@@ -90,8 +90,14 @@ def test_the_permuted_control_asks_nobody_anything():
     assert (found.name, found.role, found.queries, found.prior) == ("control:permuted-labels:gmi", "control", {}, "gan")
 
 
-@pytest.mark.parametrize(("wanted", "message"), [("rnadom", "random, permuted"), ("counterfactual", "second training")])
-def test_unknown_controls_and_those_that_need_the_owner_are_refused(wanted, message):
-    assert chosen(("random", "untrained", "random")) == ("random", "untrained")
-    with pytest.raises(ConfigError, match=message):
-        chosen(("random", wanted))
+def test_a_counterfactual_control_belongs_to_its_attack_alone():
+    control = result("control:counterfactual:ppa", 0, 1, role="control")
+    assert belongs(control, result("ppa", 0, 0)) and not belongs(control, result("gmi", 0, 0))
+    gmi, ppa, _ = with_leakage([result("gmi", 1, 1), result("ppa", 1, 1), control])
+    assert gmi.over_control == () and [one.value for one in ppa.over_control] == [0.5]
+
+
+def test_unknown_controls_are_refused_and_repeated_ones_run_once():
+    assert chosen(("random", "counterfactual", "random")) == ("random", "counterfactual")
+    with pytest.raises(ConfigError, match=r"random, permuted, untrained, counterfactual, got 'rnadom'"):
+        chosen(("random", "rnadom"))

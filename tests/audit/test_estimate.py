@@ -6,6 +6,7 @@ import pytest
 from mi_audit.audit import estimate as module
 from mi_audit.audit.estimate import estimate
 from mi_audit.audit.plan import DecisionPlan
+from mi_audit.core.errors import ConfigError
 from tests.world import defend_plan, digit_plan
 
 
@@ -51,6 +52,28 @@ def test_a_defense_trains_and_attacks_two_models_per_seed(cache: Path, tmp_path:
     found = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), seeds=3), "defend")
     assert found.jobs == 2 * 2 * 3 * 2
     assert row(found, "training of 6 models")
+
+
+def test_models_of_controls_are_trained_and_attacked_too(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), controls=("permuted", "untrained", "counterfactual"))
+    found = estimate(plan, "attack")
+    assert found.jobs == 3 * 2 * 2 * 2  # the model itself, an untrained and a counterfactual one
+    assert row(found, "training of 2 counterfactual models (once)") and row(found, "public start (once)")
+    assert row(found, "control counterfactual ppa") == row(found, "attack ppa")
+    names = [name for name, _ in estimate(replace(plan, counterfactual="m.safetensors"), "attack").rows]
+    assert not any("training of" in name or "public start" in name for name in names)
+    assert any(name.startswith("control counterfactual gmi") for name in names)
+
+
+def test_both_sides_of_a_defense_have_counterfactual_models(cache: Path, tmp_path: Path):
+    plan = replace(defend_plan(tmp_path / "run", cache), seeds=3, controls=("counterfactual",))
+    assert row(estimate(plan, "defend"), "training of 6 counterfactual models")
+
+
+def test_a_control_that_cannot_run_is_refused_by_the_estimate(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), counterfactual="m.safetensors")
+    with pytest.raises(ConfigError, match="expected counterfactual among the controls"):
+        estimate(plan, "attack")
 
 
 def test_what_is_cached_costs_nothing(digits: Path, cache: Path, tmp_path: Path):

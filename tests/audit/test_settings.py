@@ -316,6 +316,16 @@ def test_attack_commands_do_not_mention_the_defense(tmp_path):
     assert "freeze" not in command_line(full_plan(tmp_path), "attack")
 
 
+def test_attack_commands_say_how_a_counterfactual_target_is_trained(tmp_path):
+    flags = {("model", "ref"): "m", ("run", "controls"): "counterfactual"}
+    resolved = merged(flags, ["defend.epochs=3", "defend.freeze=80%"], folder=tmp_path)
+    line = command_line(resolved, "attack")
+    assert line == "mi-audit attack m --set defend.epochs=3 --controls counterfactual"
+    assert "--epochs 3" in command_line(resolved, "defend")
+    usual = merged({("model", "ref"): "m"}, ["defend.epochs=3"], folder=tmp_path)
+    assert command_line(usual, "attack") == "mi-audit attack m"
+
+
 def test_plans_survive_json(tmp_path):
     plan = plan_of(full_plan(tmp_path), "defend", lambda: TAGS)
     assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan

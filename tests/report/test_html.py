@@ -184,6 +184,12 @@ def test_exposure_checks_verifier_and_controls_are_shown(trusted):
     assert Page(trusted).open == []
 
 
+def test_a_note_on_a_control_is_escaped_and_beside_it(folder):
+    floor = replace(sample.control(), name="control:counterfactual:ppa", note="Trained on <b>others</b>.")
+    page = html(sample.trusted(attacks=(sample.attack("ppa", 0.3), floor)), folder)
+    assert "<small>Trained on &lt;b&gt;others&lt;/b&gt;.</small>" in page
+
+
 def test_every_page_says_that_a_pass_is_no_proof_and_how_threats_are_filed(folder):
     page = html(sample.audit(), folder)
     assert "A pass is no proof of anonymity" in page

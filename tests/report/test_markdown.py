@@ -64,3 +64,10 @@ def test_checks_and_verifier_are_there():
     assert "| Not passed | G3 NOT\\_CONVERGED | the target accepts 71% of the reconstructions | raise steps" in text
     assert "| Passed | G2 ZERO\\_GRAD |" in text and "| Not checked | G4" in text
     assert "accepts 0.4% [0.1, 1.0] of impostor pairs and 93.0% [87.0, 97.0] of genuine pairs. Small and" in text
+
+
+def test_how_controls_were_made_is_said():
+    assert "How controls were made" not in markdown(sample.trusted())
+    floor = replace(sample.control(), name="control:counterfactual:ppa", note="Trained without them.")
+    text = markdown(sample.audit(attacks=(sample.attack("ppa", 0.3), floor)))
+    assert "- Control counterfactual: Trained without them." in text

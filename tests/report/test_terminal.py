@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -66,3 +67,10 @@ def test_exposure_and_every_control_fit_the_screen(width):
 def test_a_comparison_names_the_floor_of_the_prior_only():
     text = screen(sample.comparison(after=sample.trusted()))
     assert "Control, random pictures of the prior: top-1 12.0% [7.0, 17.0]." in text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_how_controls_were_made_is_said(width):
+    floor = replace(sample.control(), name="control:counterfactual:ppa", note="Trained without them. " * 9)
+    text = screen(sample.trusted(attacks=(sample.attack("ppa", 0.3), floor)), width)
+    assert "Control counterfactual: Trained without them." in text and max(map(len, text.splitlines())) <= width

@@ -50,6 +50,14 @@ def test_controls_are_explained_and_leaks_name_their_control():
     assert (leak.attack, leak.control, leak.title) == ("PPA", "control: random prior", "Exposure beyond the control")
 
 
+def test_a_control_says_how_it_was_made():
+    note = "Trained without the attacked people."
+    floor = replace(sample.control(), name="control:counterfactual:ppa", note=note)
+    (found,) = trust.controls(sample.trusted(attacks=(sample.attack("ppa", 0.4), floor))).rows
+    assert (found.title, found.note) == ("control: counterfactual (ppa)", note)
+    assert "never met these people" in found.isolates
+
+
 def test_the_worst_identity_is_the_exposed_one_then_the_most_accurate():
     found = trust.worst(sample.trusted())
     assert [identity.name for identity in found] == ["four", "three", "two", "one", "zero"]

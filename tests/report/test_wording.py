@@ -93,6 +93,20 @@ def test_controls_say_what_they_isolate():
     assert wording.attack_title("control:permuted-labels:gmi") == "control: permuted labels (gmi)"
 
 
+def test_notes_on_controls_are_said_once():
+    made = [
+        replace(sample.control(), name=f"control:counterfactual:{name}", note="It is so.") for name in ("gmi", "ppa")
+    ]
+    report = sample.audit(attacks=(sample.attack("ppa", 0.3), *made))
+    assert wording.notes(report) == ("Control counterfactual: It is so.",)
+    assert wording.notes(sample.audit()) == ()
+    both = sample.comparison(before=report, after=report)
+    assert wording.notes(both) == (
+        "Before: control counterfactual: It is so.",
+        "After: control counterfactual: It is so.",
+    )
+
+
 @pytest.mark.parametrize(("text", "sentence"), [("", ""), ("weak", "Weak."), ("Weak.", "Weak."), ("so?", "So?")])
 def test_fragments_become_sentences(text, sentence):
     assert wording.as_sentence(text) == sentence

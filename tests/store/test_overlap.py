@@ -9,7 +9,7 @@ from PIL import Image
 from mi_audit.core.dataset import Dataset
 from mi_audit.store import overlap as module
 from mi_audit.store.datasets import load_dataset
-from mi_audit.store.overlap import overlap
+from mi_audit.store.overlap import copies, overlap
 
 
 def pictures(count, name, size=32, channels=3, seed=0):
@@ -88,3 +88,13 @@ def test_other_digits_are_no_copies():
 def test_arrays_are_named_by_row():
     private, public = (replace(pictures(2, name), files=()) for name in ("private", "public"))
     assert "private[0] = public[0]" in overlap(private, public)
+
+
+def test_all_copies_of_a_picture_are_named_in_order():
+    ours, theirs = pictures(10, "ours"), pictures(3, "theirs", seed=1)
+    ours.pixels[7] = theirs.pixels[1]
+    ours.pixels[2] = theirs.pixels[1]
+    ours.pixels[4] = jpeg(theirs.pixels[0], 24)
+    assert copies(ours, theirs).tolist() == [2, 4, 7]
+    nothing = theirs.select(torch.arange(0))
+    assert copies(ours, nothing).tolist() == copies(nothing, ours).tolist() == []
