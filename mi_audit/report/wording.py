@@ -93,13 +93,14 @@ def isolates(name: str) -> str:
 
 def notes(result: AuditReport | Comparison) -> tuple[str, ...]:
     """What there is to know about how controls were made, without repetition."""
-    if isinstance(result, Comparison):
-        sides = (("Before: control", result.before), ("After: control", result.after))
-    else:
-        sides = (("Control", result),)
+    sides: dict[str, AuditReport] = (
+        {"Before: control": result.before, "After: control": result.after}
+        if isinstance(result, Comparison)
+        else {"Control": result}
+    )
     made = [
         f"{side} {attack.name.removeprefix('control:').partition(':')[0].replace('-', ' ')}: {attack.note}"
-        for side, report in sides
+        for side, report in sides.items()
         for attack in report.attacks
         if attack.note
     ]
