@@ -1,7 +1,7 @@
 """All white-box attacks against one model, side by side in one Markdown table.
 
     python examples/compare_attacks.py digits --out runs/compare-digits
-    python examples/compare_attacks.py model.safetensors --private faces/private --public faces/public --faces \\
+    python examples/compare_attacks.py faces model.safetensors faces/private faces/public \\
         --classes random:10 --precision bf16 --out runs/compare-faces
 
 `digits` trains a small classifier of the digits 0-4 first; the attackers know 5-9. Every attack has its laptop-size
@@ -82,34 +82,36 @@ def rows(report: AuditReport, seconds: dict[str, float]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model file, or `digits`")
-    parser.add_argument("--private")
-    parser.add_argument("--public")
-    parser.add_argument("--faces", action="store_true", help="mirror images while priors are trained")
+    parser.add_argument("what", choices=("digits", "faces"), help="faces may be mirrored, digits may not")
+    parser.add_argument("model", nargs="?", help="for faces: the model file, its private images, and public images")
+    parser.add_argument("private", nargs="?", default=PRIVATE)
+    parser.add_argument("public", nargs="?", default=PUBLIC)
     parser.add_argument("--attacks", default=",".join(white_box()))
     parser.add_argument("--classes", default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache-dir", type=Path)
     given = parser.parse_args()
-    digits = given.model == "digits"
-    special = MIRRORED if given.faces else UPRIGHT
+    digits = given.what == "digits"
+    if (given.model is None) != digits:
+        parser.error("expected a model, private and public images after `faces`, and nothing after `digits`")
+    special = UPRIGHT if digits else MIRRORED
     given.out.mkdir(parents=True, exist_ok=True)
     report = run_attack(
         Plan(
             model=ModelPlan(ref=str(digit_model(given.out.parent / "digits.safetensors") if digits else given.model)),
-            private=PRIVATE if digits else given.private,
-            public=PUBLIC if digits else given.public,
+            private=given.private,
+            public=given.public,
             size=32 if digits else None,
             attacks=tuple(AttackPlan(name=n, settings=special.get(n, {})) for n in given.attacks.split(",")),
             classes=given.classes,
             profile="quick",
             seeds=given.seeds,
-            prior_settings=FACES if given.faces else {},
+            prior_settings={} if digits else FACES,
             precision=given.precision,
             out=given.out,
-            cache=given.cache,
+            cache=given.cache_dir,
         ),
         Lines(lambda line: print(line, file=sys.stderr, flush=True)),
     )
