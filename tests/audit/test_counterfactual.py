@@ -313,8 +313,10 @@ def test_control_and_model_go_together(scene):
     check_counterfactual(planned(odd, controls=("random",)), ATTACKED)
 
 
-def test_a_model_of_the_owner_takes_its_place(scene, run, tmp_path, monkeypatch):
-    file = next((run[0] / "cache").glob("counterfactuals/*/model.safetensors"))
+def test_a_model_of_the_owner_takes_its_place(scene, tmp_path, monkeypatch):
+    file = tmp_path / "other.safetensors"
+    trained = made(planned(scene, defend=DefendPlan(epochs=8))).targets[0][0]
+    save_model(file, trained, {})
     monkeypatch.setattr(retrain, "fit", None)
     given = planned(scene, counterfactual=str(file))
     found = made(given)
