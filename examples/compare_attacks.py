@@ -24,8 +24,11 @@ from mi_audit.store.datasets import load_splits
 from mi_audit.store.targets import new_model, save_model
 from mi_audit.train.classifier import Recipe, fit
 
-UPRIGHT = {"mirror": {"flip": 0.0}, "deep-inversion": {"flip": 0.0}}  # a mirrored digit is no digit
-MIRRORED = {"plg-mi": {"flip": 0.5}}  # a mirrored face is the same person's
+UPRIGHT: dict[str, dict[str, object]] = {  # a mirrored digit is no digit
+    **dict.fromkeys(("mirror", "deep-inversion"), {"flip": 0.0}),
+    **dict.fromkeys(("ppa", "if-gmi"), {"flips": False}),
+}
+MIRRORED: dict[str, dict[str, object]] = {"plg-mi": {"flip": 0.5}}  # a mirrored face is the same person's
 FACES = {
     "gmi-gan": {"flips": True},
     "kedmi-gan": {"flips": True},

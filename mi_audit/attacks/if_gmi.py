@@ -63,6 +63,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
         betas: Adam decays.
         crop: Side of the middle of the image that the target is shown, as a share.
         gentle: Range of the area shares of the crops to optimise under.
+        flips: Score random latents by their mirror images, too; off where mirror images are of another class.
 
     Raises:
         ConfigError: A count or range is empty, or there are fewer radii than stages.
@@ -96,6 +97,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
     betas: tuple[float, float] = (0.1, 0.1)
     crop: float = 1.0
     gentle: tuple[float, float] = (0.9, 1.0)
+    flips: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.restarts <= self.pool or not self.steps or min(self.steps) < 1:
@@ -121,7 +123,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
     def run(self, target: WhiteBoxTarget, prior: StylePrior, classes: Labels, run: Run) -> Reconstructions:
         labels = classes.repeat_interleave(self.restarts)
         streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
-        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop)
+        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.flips)
         rows = pool.draw(target, prior, classes, self.restarts, run).best
         layout, curves = _Layout(rows.shape[1], Size(), Size()), list[Curve]()
         for stage in range(min(len(self.steps), prior.blocks)):

@@ -43,7 +43,9 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
             the paper takes of a generator of FFHQ-aligned faces.
         gentle: Range of the area shares of the crops to optimise under.
         views: Crops averaged in the final ranking.
-        harsh, stretch: Ranges of the area shares and of the width-to-height ratios of those crops; half are mirrored.
+        harsh, stretch: Ranges of the area shares and of the width-to-height ratios of those crops.
+        flips: Mirror half of them, and score random latents by their mirror images, too; off where mirror images are of
+            another class, as with digits.
 
     Raises:
         ConfigError: The counts do not satisfy `1 <= keep <= restarts <= pool`, or a setting is out of range.
@@ -85,6 +87,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     views: int = 100
     harsh: tuple[float, float] = (0.5, 0.9)
     stretch: tuple[float, float] = (0.8, 1.2)
+    flips: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep <= self.restarts <= self.pool:
@@ -113,7 +116,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         space = prior.search
         labels = classes.repeat_interleave(self.restarts)
         streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
-        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop)
+        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.flips)
         start = pool.draw(target, prior, classes, self.restarts, run).best
         latents, curve = self._optimise(target, prior, start, labels, streams, run)
         robustness = self._robustness(target, prior, latents, labels, streams, run)
@@ -174,4 +177,4 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         return RandomCrop(self.gentle, name="gentle")
 
     def _heavy(self) -> RandomCrop:
-        return RandomCrop(self.harsh, self.stretch, flip=0.5, name="harsh")
+        return RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh")

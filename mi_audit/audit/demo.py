@@ -17,7 +17,7 @@ def demo_plan(out: Path | None, seed: int, cache: Path | None, seeds: int = SEED
         private="digits:0-4",
         public="digits:5-9",
         size=32,
-        attacks=(AttackPlan(name="gmi"), AttackPlan(name="ppa")),
+        attacks=(AttackPlan(name="gmi"), AttackPlan(name="ppa", settings={"flips": False})),  # a mirrored digit is none
         profile="quick",
         seed=seed,
         seeds=seeds,

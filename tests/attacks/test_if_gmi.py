@@ -140,3 +140,10 @@ def test_ships_the_published_settings():
     assert (published.pool, published.restarts, published.steps) == (5000, 50, (70, 25, 25, 25, 25))
     assert published.radii[:5] == (1000, 2000, 3000, 4000, 5000)
     assert (published.lr, published.betas, published.gentle) == (0.005, (0.1, 0.1), (0.9, 1.0))
+
+
+def test_without_flips_the_pool_is_scored_once():
+    toy, mirrored = target(), target()
+    attack(toy=toy, flips=False)
+    attack(toy=mirrored)
+    assert mirrored.ledger.spent[Access.SCORE] - toy.ledger.spent[Access.SCORE] == 32  # the pool of `smoke`

@@ -75,6 +75,16 @@ def test_confidence_is_the_mean_probability_over_the_views():
     torch.testing.assert_close(found.confidence, torch.stack(views).mean(dim=0))
 
 
+def test_without_flips_nothing_is_mirrored():
+    toy, run = target(), Run()
+    found = attack(run, toy=toy, restarts=1, keep=1, classes=(3, 1), flips=False)
+    assert toy.ledger.spent[Access.SCORE] == 32 + 2 * 4  # the pool once, and the views
+    crop = RandomCrop((0.5, 0.9), (0.8, 1.2), name="harsh")
+    streams = run.streams(torch.tensor([3, 1]), torch.tensor([0, 0]))
+    views = [toy.scores(crop(found.images, streams, view))[[0, 1], [3, 1]] for view in range(4)]
+    torch.testing.assert_close(found.confidence, torch.stack(views).mean(dim=0))
+
+
 def test_charges_one_query_per_image():
     toy, run = target(), Run()
     attack(run, toy=toy)
