@@ -25,8 +25,8 @@ from mi_audit.store.targets import new_model, save_model
 from mi_audit.train.classifier import Recipe, fit
 
 UPRIGHT: dict[str, dict[str, object]] = {  # a mirrored digit is no digit
-    **dict.fromkeys(("mirror", "deep-inversion"), {"flip": 0.0}),
-    **dict.fromkeys(("ppa", "if-gmi"), {"flips": False}),
+    **{name: {"flip": 0.0} for name in ("mirror", "deep-inversion")},
+    **{name: {"flips": False} for name in ("ppa", "if-gmi")},
 }
 MIRRORED: dict[str, dict[str, object]] = {"plg-mi": {"flip": 0.5}}  # a mirrored face is the same person's
 FACES = {
