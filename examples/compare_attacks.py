@@ -63,6 +63,13 @@ def with_interval(found: Quantity | None) -> str:
     return f"{scale * found.value:.3g}{sign}{ends}"
 
 
+def seconds_of(run: Path) -> dict[str, float]:
+    """Seconds of every job by attack, seed and classes; of several with other settings the last one."""
+    seconds = json.loads((run / "timing.json").read_text())["jobs"]
+    done = sorted((run / "jobs").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    return {file.stem.rpartition("-")[0]: seconds.get(file.stem, 0.0) for file in done}
+
+
 def rows(report: AuditReport, seconds: dict[str, float]) -> Iterator[str]:
     """One line for each attack and control, the best attack first."""
     yield "| attack | prior | top-1 | exposed | KNN distance | accepted | s / picture | G passes | T passes |"
@@ -118,7 +125,7 @@ def main() -> None:
         ),
         Lines(lambda line: print(line, file=sys.stderr, flush=True)),
     )
-    print("\n".join(rows(report, json.loads((given.out / "timing.json").read_text())["jobs"])))
+    print("\n".join(rows(report, seconds_of(given.out))))
 
 
 if __name__ == "__main__":
