@@ -76,7 +76,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
         url="https://arxiv.org/abs/2407.13863",
     )
     smoke: ClassVar = {"pool": 32, "restarts": 2, "steps": (25, 5), "lr": 0.05}
-    quick: ClassVar = {"pool": 2000, "restarts": 5, "steps": (40, 10, 10, 10)}
+    quick: ClassVar = {"pool": 2000, "restarts": 5, "steps": (40, 10, 10, 10), "lr": 0.02}  # fewer, longer steps
     prior: ClassVar = "stylegan2"
     cost: ClassVar = "170 steps through parts of the generator and the target; shared pool of 5000"
     deviations: ClassVar = (
