@@ -210,7 +210,7 @@ def run_all(
     scene, targets = runner.scene, runner.targets
     kinds = chosen(scene.plan.controls)
     seeds = tuple(targets)
-    permutation = derangement(runner.attacked, scene.splits.train.fingerprint) if "permuted" in kinds else None
+    permutation = _permutation(runner) if "permuted" in kinds else None
     priors: dict[str, dict[int, Fitted]] = {}
     attacks: list[AttackResult] = []
     permuted: list[AttackResult] = []
@@ -250,6 +250,13 @@ def run_all(
     return with_leakage([*attacks, *others, *permuted]), ids, priors
 
 
+def _permutation(runner: Runner) -> dict[int, int] | None:
+    """Another planned class for every attacked one; the same at every look of a run that stops early."""
+    scene = runner.scene
+    planned = derangement(attacked_classes(scene), scene.splits.train.fingerprint)
+    return None if planned is None else {label: planned[label] for label in runner.attacked}
+
+
 def sha256_of(verifier: Verifier) -> str:
     """Hash of the verifier's weights; empty when there is none."""
     return verifier.facts.sha256 if verifier.facts else ""
@@ -268,6 +275,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def discard_pictures(scene: Scene) -> None:
-    """With `--images none` no picture outlives the run: the job files hold pixels."""
+    """With `--images none` no picture outlives the run, in particular no job file: they hold pixels."""
     if scene.plan.images == "none":
-        shutil.rmtree(scene.folder.path / "jobs", ignore_errors=True)
+        for name in ("jobs", "images"):  # images: of an earlier run in this folder that kept them
+            shutil.rmtree(scene.folder.path / name, ignore_errors=True)

@@ -210,7 +210,7 @@ def _given(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfact
     if given.arch != model.arch:
         scene.warn(f"the counterfactual target is {given.arch}, the model is {model.arch}: the floor may be another")
     others = rows(scene.splits.test, people, theirs=False)
-    if len(others):
+    if len(others.labels.unique()) > 1:  # of one class alone nothing tells which reading is right
         given, _ = identify(given, others, scene.device)
     elif given.alternatives:
         raise ConfigError(

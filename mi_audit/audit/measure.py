@@ -64,8 +64,7 @@ class Gallery:
         rows = (self.private.labels == label).nonzero().squeeze(1)
         row = int(rows[(self.features[rows] - feature).square().sum(1).argmin()])
         file = f"images/nearest/{label:04d}-{row:06d}.png"
-        if not (self._scene.folder.path / file).is_file():
-            write_png(self._scene.folder.path / file, self.private.pixels[row])
+        write_png(self._scene.folder.path / file, self.private.pixels[row])
         return file
 
 
@@ -175,9 +174,8 @@ def _pictures(
     for row, (label, seed) in enumerate(zip(evidence.labels.tolist(), evidence.seeds.tolist(), strict=True)):
         file = f"images/{folder}/s{seed}/{label:04d}-{place[label, seed]}.png"
         place[label, seed] += 1
-        path = scene.folder.path / file
-        if not path.is_file():
-            write_png(path, evidence.pixels[row])
+        # always: what lies there may be of another model, for the folder is named by the settings, not the weights
+        write_png(scene.folder.path / file, evidence.pixels[row])
         sure = float(confidence[row])
         if seed == first and (label not in best or sure > best[label][0]):
             best[label] = (sure, row, file)

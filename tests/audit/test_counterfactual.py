@@ -324,6 +324,15 @@ def test_a_model_of_the_owner_takes_its_place(scene, tmp_path, monkeypatch):
     assert found.note.startswith(f"{file}, as given: it is for its owner to know") and "Accuracy" in found.note
 
 
+def test_one_person_who_is_not_attacked_is_enough_beside_a_given_model(scene, tmp_path):
+    same = load_model(scene.model.ref)
+    with torch.no_grad():
+        next(same.classifier.net.parameters()).mul_(1.0001)
+    save_model(tmp_path / "twin.safetensors", same, {})
+    found = made(planned(scene, counterfactual=str(tmp_path / "twin.safetensors")), (0, 1, 2, 3))
+    assert re.search(r"Accuracy [\d.]+% on \d+ held-out images of the others", found.note)
+
+
 @pytest.mark.parametrize("people", [ATTACKED, (0, 1, 2, 3, 4)])
 def test_a_given_model_that_knows_the_attacked_people_is_a_warning(scene, tmp_path, people):
     same = load_model(scene.model.ref)
