@@ -20,8 +20,8 @@ class Noise(nn.Module):
 
 
 def noisy(model: LoadedModel, ledger: QueryLedger | None = None) -> TorchTarget:
-    net = model.classifier
-    return TorchTarget(nn.Sequential(net, Noise()), net.num_classes, net.head, ledger)
+    net, audited = model.classifier, model.arch == "built-in:cnn"
+    return TorchTarget(nn.Sequential(net, Noise()) if audited else net, net.num_classes, net.head, ledger)
 
 
 def content(out: Path) -> dict[str, bytes]:

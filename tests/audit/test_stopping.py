@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mi_audit.audit import attack as audit_attack
-from mi_audit.audit import control
+from mi_audit.audit import control, defend
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.defend import run_defense
 from mi_audit.audit.exposed import drawing_order, drawn_at_random
@@ -131,8 +131,13 @@ def test_a_run_attacks_the_people_it_needs(digits: Path, cache: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("blind_verifier")
-def test_the_twin_is_attacked_on_the_people_that_the_defended_model_needed(cache: Path, tmp_path: Path):
+def test_the_twin_is_attacked_on_the_people_that_the_defended_model_needed(cache: Path, tmp_path: Path, monkeypatch):
+    asked: list[tuple[int, ...]] = []
+    audit_models = defend.audit_models
+    monkeypatch.setattr(defend, "audit_models", lambda *given: asked.append(tuple(given[5:])) or audit_models(*given))
     found = run_defense(all_digits(defend_plan(tmp_path / "run", cache)))
     assert found.before.attacked == found.after.attacked and len(found.after.attacked) == 3
     assert found.before.planned == found.after.planned == (0, 1, 2, 3, 4)
     assert drawn_at_random(found.after)
+    # in the same order, so that the jobs that do not depend on the model are the same and run once
+    assert asked == [(), (drawing_order(range(5), found.after.targets[0].sha256)[:3],)]
