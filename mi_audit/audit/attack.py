@@ -74,14 +74,15 @@ def run_attack(plan: Plan, progress: ProgressSink | None = None) -> AuditReport:
     Raises:
         AuditError: Any of its kinds; see `mi_audit.core.errors`.
     """
+    builds = build_attacks(plan)
+    check_metrics(plan)
     with open_scene(plan, "attack", progress or Silent()) as scene:
-        builds = build_attacks(plan)
         model, measured = identify(scene.model, scene.splits.test, scene.device)
         scene.progress.note(
             f"target {model.arch}: accuracy {measured.value:.3f} on {measured.count} private test images"
         )
         facts = model_facts(model, measured)
-        check_counterfactual(replace(scene, model=model), attacked_classes(scene))
+        check_controls(replace(scene, model=model))
         report = audit_models(scene, {seed: (model, facts) for seed in seeds_of(plan)}, load_court(scene), builds)
         report = replace(report, verdict=verdict_of(report, plan))
         write_result(scene.folder.path / "result.json", report)
@@ -120,6 +121,33 @@ def build_attacks(plan: Plan) -> dict[str, Attack[Any, Any]]:
         preset = dict(method.quick) if plan.profile == "quick" else {}
         builds[item.name] = registry.build("attack", method, item.name, preset | dict(item.settings))
     return builds
+
+
+def check_metrics(plan: Plan) -> None:
+    """Refuse a metric that does not exist, before anything slow begins.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    for name in plan.metrics:
+        registry.pick("metric", registry.metrics(), name)
+
+
+def check_controls(scene: Scene, *, trains: bool = False) -> None:
+    """Refuse controls that cannot work here, before anything slow begins.
+
+    Args:
+        scene: The plan, the data, and the model under audit as the attacks will see it.
+        trains: The models under audit are trained in this run.
+
+    Raises:
+        AuditError: One of them cannot be made.
+    """
+    if "untrained" in chosen(scene.plan.controls) and not trains:  # models that are trained here can be built again
+        untrained(scene.model, scene.plan.seed)
+    if positive.is_wanted(scene.plan):
+        positive.check_people(scene)
+    check_counterfactual(scene, attacked_classes(scene), trains=trains)
 
 
 def audit_models(

@@ -10,16 +10,16 @@ import torch
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import (
-    attacked_classes,
     audit_models,
     build_attacks,
+    check_controls,
+    check_metrics,
     discard_pictures,
     load_court,
     seeds_of,
     verdict_of,
 )
 from mi_audit.audit.compare import compare
-from mi_audit.audit.counterfactual import check_counterfactual
 from mi_audit.audit.exposed import drawing_order
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.measure import per_class
@@ -49,10 +49,11 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
     """
     if plan.defend.save is not None:
         check_destination(plan.defend.save)
+    builds = build_attacks(plan)
+    check_metrics(plan)
+    defense = build_defense(plan)
     with open_scene(plan, "defend", progress or Silent()) as scene:
-        builds = build_attacks(plan)
-        defense = build_defense(plan)
-        check_counterfactual(scene, attacked_classes(scene), trains=True)
+        check_controls(scene, trains=True)
         start = public_start(scene, None)
         recipe = defend_recipe(scene)
         defense = resolve_freeze(scene, defense, start, recipe)

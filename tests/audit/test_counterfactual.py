@@ -23,7 +23,7 @@ from mi_audit.audit.plan import AttackPlan, DecisionPlan, DefendPlan, Plan
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.errors import ConfigError
+from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.quantity import Measurement, Quantity
 from mi_audit.core.report import AuditReport
 from mi_audit.store.datasets import load_splits
@@ -308,7 +308,10 @@ def test_control_and_model_go_together(scene):
         check_counterfactual(planned(scene, controls=("random",), counterfactual="m.safetensors"), ATTACKED)
     with pytest.raises(ConfigError, match="no --counterfactual for models that are trained in this run"):
         check_counterfactual(planned(scene, counterfactual="m.safetensors"), ATTACKED, trains=True)
-    check_counterfactual(planned(scene, counterfactual="m.safetensors"), ATTACKED)
+    with pytest.raises(TargetError, match="no file at m"):
+        check_counterfactual(planned(scene, counterfactual="m.safetensors"), ATTACKED)
+    with pytest.raises(ConfigError, match="not the target, got the same weights"):
+        check_counterfactual(planned(scene, counterfactual=scene.model.ref), ATTACKED)
     odd = replace(scene, model=replace(scene.model, defense={"method": "bido"}))
     check_counterfactual(planned(odd, controls=("random",)), ATTACKED)
 
