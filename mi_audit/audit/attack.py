@@ -24,7 +24,7 @@ from mi_audit.audit.fitting import Fitted, assemble, knowledge
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
 from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
-from mi_audit.audit.measure import Gallery
+from mi_audit.audit.measure import Gallery, check_metrics
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.runner import (
@@ -121,16 +121,6 @@ def build_attacks(plan: Plan) -> dict[str, Attack[Any, Any]]:
         preset = dict(method.quick) if plan.profile == "quick" else {}
         builds[item.name] = registry.build("attack", method, item.name, preset | dict(item.settings))
     return builds
-
-
-def check_metrics(plan: Plan) -> None:
-    """Refuse a metric that does not exist, before anything slow begins.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
-    for name in plan.metrics:
-        registry.pick("metric", registry.metrics(), name)
 
 
 def check_controls(scene: Scene, *, trains: bool = False) -> None:

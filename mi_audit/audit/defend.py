@@ -13,7 +13,6 @@ from mi_audit.audit.attack import (
     audit_models,
     build_attacks,
     check_controls,
-    check_metrics,
     discard_pictures,
     load_court,
     seeds_of,
@@ -22,7 +21,7 @@ from mi_audit.audit.attack import (
 from mi_audit.audit.compare import compare
 from mi_audit.audit.exposed import drawing_order
 from mi_audit.audit.judge import model_facts
-from mi_audit.audit.measure import per_class
+from mi_audit.audit.measure import check_metrics, per_class
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model, public_start
 from mi_audit.audit.progress import ProgressSink, Silent

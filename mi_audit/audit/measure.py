@@ -11,6 +11,7 @@ from torch import Tensor
 from mi_audit.audit import registry
 from mi_audit.audit.control import measure_permuted, permuted
 from mi_audit.audit.jobs import JobFailure, JobResult, Outcome
+from mi_audit.audit.plan import Plan
 from mi_audit.audit.scene import Scene
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.metric import Evidence, Judge, Verification
@@ -108,6 +109,16 @@ def measure_attack(
     if permutation is None:
         return (result,)
     return result, permuted(facts, measure_permuted(scene.plan.metrics, evidence, permutation))
+
+
+def check_metrics(plan: Plan) -> None:
+    """Refuse a metric that does not exist, before anything slow begins.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    for name in plan.metrics:
+        registry.pick("metric", registry.metrics(), name)
 
 
 def acceptance_of(accepted: Tensor, evidence: Evidence) -> Measurement:

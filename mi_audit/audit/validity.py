@@ -60,7 +60,6 @@ def check(
         models = [model.target() for model, _ in {m.sha256: (m, f) for m, f in targets.values()}.values()]
         attacks = [one for one in results if one.role == "attack"]
         zero = _worst([zero_gradient(target, tried) for target in models])
-        defenses = [facts.defense for _, facts in targets.values()]
         averaging = next((one for attack in builds.values() if (one := averaging_of(scene.plan, attack))), None)
         return (
             _worst([non_logit(target, tried) for target in models]),
@@ -69,7 +68,7 @@ def check(
             not_converged(attacks, _reachable(attacks, models, tried, zero.passed), _black_box_better(attacks)),
             black_box_better(attacks),
             type1_gap(attacks, verifier),
-            no_adaptive(defenses, builds, averaging),
+            no_adaptive([facts.defense for _, facts in targets.values()], builds, averaging),
         )
 
 
