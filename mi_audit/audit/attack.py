@@ -24,7 +24,7 @@ from mi_audit.audit.fitting import Fitted, assemble, knowledge
 from mi_audit.audit.gate import judge as judge_rules
 from mi_audit.audit.identify import identify
 from mi_audit.audit.judge import as_judge, load_evaluator, model_facts
-from mi_audit.audit.measure import Gallery
+from mi_audit.audit.measure import Gallery, check_metrics
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.runner import (
@@ -74,14 +74,15 @@ def run_attack(plan: Plan, progress: ProgressSink | None = None) -> AuditReport:
     Raises:
         AuditError: Any of its kinds; see `mi_audit.core.errors`.
     """
+    builds = build_attacks(plan)
+    check_metrics(plan)
     with open_scene(plan, "attack", progress or Silent()) as scene:
-        builds = build_attacks(plan)
         model, measured = identify(scene.model, scene.splits.test, scene.device)
         scene.progress.note(
             f"target {model.arch}: accuracy {measured.value:.3f} on {measured.count} private test images"
         )
         facts = model_facts(model, measured)
-        check_counterfactual(replace(scene, model=model), attacked_classes(scene))
+        check_controls(replace(scene, model=model))
         report = audit_models(scene, {seed: (model, facts) for seed in seeds_of(plan)}, load_court(scene), builds)
         report = replace(report, verdict=verdict_of(report, plan))
         write_result(scene.folder.path / "result.json", report)
@@ -120,6 +121,23 @@ def build_attacks(plan: Plan) -> dict[str, Attack[Any, Any]]:
         preset = dict(method.quick) if plan.profile == "quick" else {}
         builds[item.name] = registry.build("attack", method, item.name, preset | dict(item.settings))
     return builds
+
+
+def check_controls(scene: Scene, *, trains: bool = False) -> None:
+    """Refuse controls that cannot work here, before anything slow begins.
+
+    Args:
+        scene: The plan, the data, and the model under audit as the attacks will see it.
+        trains: The models under audit are trained in this run.
+
+    Raises:
+        AuditError: One of them cannot be made.
+    """
+    if "untrained" in chosen(scene.plan.controls) and not trains:  # models that are trained here can be built again
+        untrained(scene.model, scene.plan.seed)
+    if positive.is_wanted(scene.plan):
+        positive.check_people(scene)
+    check_counterfactual(scene, attacked_classes(scene), trains=trains)
 
 
 def audit_models(
@@ -210,7 +228,7 @@ def run_all(
     scene, targets = runner.scene, runner.targets
     kinds = chosen(scene.plan.controls)
     seeds = tuple(targets)
-    permutation = derangement(runner.attacked, scene.splits.train.fingerprint) if "permuted" in kinds else None
+    permutation = _permutation(runner) if "permuted" in kinds else None
     priors: dict[str, dict[int, Fitted]] = {}
     attacks: list[AttackResult] = []
     permuted: list[AttackResult] = []
@@ -250,6 +268,13 @@ def run_all(
     return with_leakage([*attacks, *others, *permuted]), ids, priors
 
 
+def _permutation(runner: Runner) -> dict[int, int] | None:
+    """Another planned class for every attacked one; the same at every look of a run that stops early."""
+    scene = runner.scene
+    planned = derangement(attacked_classes(scene), scene.splits.train.fingerprint)
+    return None if planned is None else {label: planned[label] for label in runner.attacked}
+
+
 def sha256_of(verifier: Verifier) -> str:
     """Hash of the verifier's weights; empty when there is none."""
     return verifier.facts.sha256 if verifier.facts else ""
@@ -268,6 +293,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def discard_pictures(scene: Scene) -> None:
-    """With `--images none` no picture outlives the run: the job files hold pixels."""
+    """With `--images none` no picture outlives the run, in particular no job file: they hold pixels."""
     if scene.plan.images == "none":
-        shutil.rmtree(scene.folder.path / "jobs", ignore_errors=True)
+        for name in ("jobs", "images"):  # images: of an earlier run in this folder that kept them
+            shutil.rmtree(scene.folder.path / name, ignore_errors=True)

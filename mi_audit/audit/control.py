@@ -78,7 +78,8 @@ def measure_permuted(
 ) -> tuple[Measurement, ...]:
     """The metrics that depend on labels, with every reconstruction of class c judged against `permutation[c]`.
 
-    Per-class values keep the label c of the attack, so that both sides of a difference are the same pictures.
+    No two classes go to the same one, but a class may go to one that has no reconstructions. Per-class values keep the
+    label c of the attack, so that both sides of a difference are the same pictures.
     """
     table = torch.zeros(max(permutation) + 1, dtype=torch.int64)
     table[list(permutation)] = torch.tensor(list(permutation.values()))

@@ -56,6 +56,7 @@ def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool 
 
     Raises:
         ConfigError: The control and its model do not go together, or the model cannot be trained here.
+        TargetError: The model that was given cannot be loaded.
     """
     wanted, given = "counterfactual" in chosen(scene.plan.controls), scene.plan.counterfactual
     if given != "auto" and not wanted:
@@ -68,7 +69,10 @@ def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool 
             f"expected no --counterfactual for models that are trained in this run, got {given}; leave it out, so that "
             "one is trained for each of them"
         )
-    if not wanted or given != "auto":
+    if not wanted:
+        return
+    if given != "auto":
+        _owners(scene, scene.model)
         return
     if not trains:
         _rebuilt_defense(scene.model)
@@ -194,9 +198,14 @@ def _rebuilt_defense(model: LoadedModel) -> tuple[str, Defense | None]:
     return name, registry.build("defense", known[name], name, dict(settings))
 
 
-def _given(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfactual:
-    """The model that the user names, in the place of every target."""
-    ref, model = scene.plan.counterfactual, next(iter(targets.values()))[0]
+def _owners(scene: Scene, model: LoadedModel) -> LoadedModel:
+    """The model that the user names to take the place of `model`.
+
+    Raises:
+        ConfigError: It cannot take its place.
+        TargetError: It cannot be loaded.
+    """
+    ref = scene.plan.counterfactual
     own_code = model.arch if model.arch.startswith("py:") else None
     given = load_planned_model(ModelPlan(ref=ref, arch=own_code), scene.device)
     outputs = model.classifier.num_classes
@@ -207,10 +216,17 @@ def _given(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfact
             f"expected a --counterfactual of {outputs} outputs, got {given.classifier.num_classes} from {ref}; keep "
             "the outputs of the attacked people and train them on other people"
         )
+    return given
+
+
+def _given(scene: Scene, targets: Targets, people: Sequence[int]) -> Counterfactual:
+    """The model that the user names, in the place of every target."""
+    ref, model = scene.plan.counterfactual, next(iter(targets.values()))[0]
+    given = _owners(scene, model)
     if given.arch != model.arch:
         scene.warn(f"the counterfactual target is {given.arch}, the model is {model.arch}: the floor may be another")
     others = rows(scene.splits.test, people, theirs=False)
-    if len(others):
+    if len(others.labels.unique()) > 1:  # of one class alone nothing tells which reading is right
         given, _ = identify(given, others, scene.device)
     elif given.alternatives:
         raise ConfigError(

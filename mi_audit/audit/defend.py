@@ -1,33 +1,37 @@
 """Retrain a model with a published defense, beside an undefended twin, and attack both."""
 
-import shutil
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import (
-    attacked_classes,
     audit_models,
     build_attacks,
+    check_controls,
     discard_pictures,
     load_court,
     seeds_of,
     verdict_of,
 )
 from mi_audit.audit.compare import compare
-from mi_audit.audit.counterfactual import check_counterfactual
+from mi_audit.audit.exposed import drawing_order
 from mi_audit.audit.judge import model_facts
-from mi_audit.audit.measure import per_class
+from mi_audit.audit.measure import check_metrics, per_class
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model, public_start
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.retrain import Retraining, defend_recipe, fit_private, retrained
 from mi_audit.audit.scene import Scene, as_settings, open_scene
+from mi_audit.audit.stopping import stops_early
 from mi_audit.core.defense import Defense
-from mi_audit.core.report import ClassValue, Comparison, ModelFacts
+from mi_audit.core.report import AuditReport, ClassValue, Comparison, ModelFacts
 from mi_audit.nn.freezing import parse
+from mi_audit.store.files import make_folder, read_file, storage_error, write_atomic
 from mi_audit.store.results import write_result
 from mi_audit.store.targets import LoadedModel
 from mi_audit.train.classifier import Recipe, accuracy
@@ -42,10 +46,13 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
     Raises:
         AuditError: Any of its kinds; see `mi_audit.core.errors`.
     """
+    if plan.defend.save is not None:
+        check_destination(plan.defend.save)
+    builds = build_attacks(plan)
+    check_metrics(plan)
+    defense = build_defense(plan)
     with open_scene(plan, "defend", progress or Silent()) as scene:
-        builds = build_attacks(plan)
-        defense = build_defense(plan)
-        check_counterfactual(scene, attacked_classes(scene), trains=True)
+        check_controls(scene, trains=True)
         start = public_start(scene, None)
         recipe = defend_recipe(scene)
         defense = resolve_freeze(scene, defense, start, recipe)
@@ -55,7 +62,7 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
             defended[seed] = trained(scene, defense, start, recipe, seed)
         court = load_court(scene)
         after = audit_models(scene, defended, court, builds, "defended")
-        before = audit_models(scene, twins, court, builds, "undefended", after.attacked)
+        before = audit_models(scene, twins, court, builds, "undefended", _people(plan, after))
         result = compare(before, after, plan.command)
         first = seeds_of(plan)[0]
         result = replace(
@@ -67,9 +74,25 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
         result = replace(result, verdict=verdict_of(result, plan))
         write_result(scene.folder.path / "result.json", result)
         if plan.defend.save is not None:
-            _copy_model(scene.folder.path / _file("defended", first), plan.defend.save)
+            copy_model(scene.folder.path / _file("defended", first), plan.defend.save)
         discard_pictures(scene)
         return result
+
+
+def check_destination(file: Path) -> None:
+    """Find out whether `file` and its sidecar can be written, before anything is trained for them.
+
+    Raises:
+        StorageError: The folder cannot be created or written, or there is a folder in the place of the file.
+    """
+    folder = make_folder(file.parent)
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise storage_error("write", file, error) from error
 
 
 def build_defense(plan: Plan, freeze: str | None = None) -> Defense:
@@ -140,8 +163,12 @@ def _file(kind: str, seed: int) -> Path:
     return Path("models") / f"{kind}-s{seed}.safetensors"
 
 
-def _copy_model(file: Path, destination: Path) -> None:
-    """Place the weights and their sidecar where the user wants them."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, destination)
-    shutil.copyfile(file.with_suffix(".json"), destination.with_suffix(".json"))
+def copy_model(file: Path, destination: Path) -> None:
+    """Place the weights where the user wants them; the sidecar first, so that no weights are ever without it."""
+    write_atomic(destination.with_suffix(".json"), read_file(file.with_suffix(".json")))
+    write_atomic(destination, read_file(file))
+
+
+def _people(plan: Plan, after: AuditReport) -> tuple[int, ...]:
+    """Whom the twin is attacked on: as the defended model was, in the same order, so that they share chunks."""
+    return drawing_order(after.attacked, after.targets[0].sha256) if stops_early(plan) else after.attacked

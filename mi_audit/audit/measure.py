@@ -11,6 +11,7 @@ from torch import Tensor
 from mi_audit.audit import registry
 from mi_audit.audit.control import measure_permuted, permuted
 from mi_audit.audit.jobs import JobFailure, JobResult, Outcome
+from mi_audit.audit.plan import Plan
 from mi_audit.audit.scene import Scene
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.metric import Evidence, Judge, Verification
@@ -64,8 +65,7 @@ class Gallery:
         rows = (self.private.labels == label).nonzero().squeeze(1)
         row = int(rows[(self.features[rows] - feature).square().sum(1).argmin()])
         file = f"images/nearest/{label:04d}-{row:06d}.png"
-        if not (self._scene.folder.path / file).is_file():
-            write_png(self._scene.folder.path / file, self.private.pixels[row])
+        write_png(self._scene.folder.path / file, self.private.pixels[row])
         return file
 
 
@@ -109,6 +109,16 @@ def measure_attack(
     if permutation is None:
         return (result,)
     return result, permuted(facts, measure_permuted(scene.plan.metrics, evidence, permutation))
+
+
+def check_metrics(plan: Plan) -> None:
+    """Refuse a metric that does not exist, before anything slow begins.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    for name in plan.metrics:
+        registry.pick("metric", registry.metrics(), name)
 
 
 def acceptance_of(accepted: Tensor, evidence: Evidence) -> Measurement:
@@ -175,9 +185,8 @@ def _pictures(
     for row, (label, seed) in enumerate(zip(evidence.labels.tolist(), evidence.seeds.tolist(), strict=True)):
         file = f"images/{folder}/s{seed}/{label:04d}-{place[label, seed]}.png"
         place[label, seed] += 1
-        path = scene.folder.path / file
-        if not path.is_file():
-            write_png(path, evidence.pixels[row])
+        # always: what lies there may be of another model, for the folder is named by the settings, not the weights
+        write_png(scene.folder.path / file, evidence.pixels[row])
         sure = float(confidence[row])
         if seed == first and (label not in best or sure > best[label][0]):
             best[label] = (sure, row, file)

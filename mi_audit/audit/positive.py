@@ -77,6 +77,21 @@ def leaky_model(scene: Scene) -> LoadedModel:
     Raises:
         ConfigError: A class has no training picture, or there is only one class.
     """
+    check_people(scene)
+    train = scene.splits.train
+    copies = torch.cat([pyramid(part.float() / 255) for part in train.pixels.split(BATCH)])
+    typical = train.images(medoids(copies, train.labels, len(train.classes)))
+    net = NearestTemplate(typical)
+    classifier = Classifier(net, size=train.size, channels=train.channels, mean=(0.0,), std=(1.0,)).to(scene.device)
+    return LoadedModel(classifier, "made by mi-audit", ARCH, hash_weights(net.state_dict()), class_names=train.classes)
+
+
+def check_people(scene: Scene) -> None:
+    """Refuse data that no leaky model can be made of.
+
+    Raises:
+        ConfigError: A class has no training picture, or there is only one class.
+    """
     train = scene.splits.train
     counts = train.labels.bincount(minlength=len(train.classes))
     if len(counts) < 2 or not bool(counts.all()):
@@ -84,11 +99,6 @@ def leaky_model(scene: Scene) -> LoadedModel:
             "expected two classes or more with a training picture each for the positive control, got "
             f"{int((counts > 0).sum())} of {len(counts)}; add pictures, or leave --positive-control out"
         )
-    copies = torch.cat([pyramid(part.float() / 255) for part in train.pixels.split(BATCH)])
-    typical = train.images(medoids(copies, train.labels, len(train.classes)))
-    net = NearestTemplate(typical)
-    classifier = Classifier(net, size=train.size, channels=train.channels, mean=(0.0,), std=(1.0,)).to(scene.device)
-    return LoadedModel(classifier, "made by mi-audit", ARCH, hash_weights(net.state_dict()), class_names=train.classes)
 
 
 def suite_works(results: Sequence[AttackResult], attacked: Sequence[int]) -> ValidityFlag:

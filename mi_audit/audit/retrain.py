@@ -1,5 +1,6 @@
 """Training on private images from a public start: defended models, their undefended twins, counterfactual targets."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,8 +10,12 @@ from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.defense import Defense
 from mi_audit.nn.classifier import Classifier
+from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
+from mi_audit.store.weights import KEY, read_header
 from mi_audit.train.classifier import Recipe, accuracy, cross_entropy, fit
+
+VERSION = 1  # raised when the same settings would train other weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,20 +48,21 @@ def defend_recipe(scene: Scene) -> Recipe:
 
 
 def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -> LoadedModel:
-    """The model kept in `file`; unless an earlier run finished it there, it is trained on the private splits and saved.
+    """The model kept in `file`; unless an earlier run finished the same there, it is trained and saved.
 
     Args:
         scene: Data and architecture.
         how: Defense, start and recipe.
         seed: Of the fresh head and of the training.
-        file: Where the weights are kept; an unfinished training is kept beside it and goes on from there.
+        file: Where the weights are kept; an unfinished training of the same is kept beside it and goes on from there.
         kind: What to call it in messages, such as `undefended`.
     """
-    if scene.plan.fresh or not file.is_file():
+    key = _key(scene, how, seed)
+    if scene.plan.fresh or _kept(file) != key:
         scene.progress.stage(f"Training the {kind} model, seed {seed} ({how.recipe.epochs} epochs)")
         model, init = fresh_private_model(scene, how.start, seed)
         with scene.clock.stage(f"train {kind}"):
-            model, cut, val = fit_private(scene, model, how, seed, file.with_suffix(".checkpoint"))
+            model, cut, val = fit_private(scene, model, how, seed, _unfinished(file, key))
         manifest: dict[str, object] = {
             "method": how.method,
             "kind": "none" if how.defense is None else how.defense.kind,
@@ -69,9 +75,34 @@ def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -
             "test_accuracy": accuracy(model.classifier, scene.splits.test, scene.device).value,
             "adaptive_attack": "" if how.defense is None else how.defense.adaptive,
         }
-        save_model(file, model, {"defense": manifest})
+        save_model(file, model, {"defense": manifest, "key": key})
+        for left in file.parent.glob(_unfinished(file, "*").name):  # by settings that were given up
+            left.unlink()
     own_code = scene.model.arch if scene.model.arch.startswith("py:") else None  # the user named it, no file did
     return load_model(str(file), arch=own_code, device=scene.device)
+
+
+def _key(scene: Scene, how: Retraining, seed: int) -> str:
+    """Hash of everything that the weights depend on; as in all keys, not of the precision, which is part of no id."""
+    net, train, val = scene.model.classifier, scene.splits.train, scene.splits.val
+    return digest(
+        "retrained", VERSION, scene.model.arch, net.size, net.channels, net.mean_values, net.std_values, scene.size,
+        train.fingerprint, val.fingerprint, train.classes, how.method, as_settings(how.defense) if how.defense else {},
+        {**asdict(how.recipe), "precision": ""}, how.start.facts["sha256"] if how.start else "", seed,
+    )  # fmt: skip
+
+
+def _kept(file: Path) -> str:
+    """The key of the weights in `file`, from its own metadata: a sidecar may be newer. Empty when there is none."""
+    if not file.is_file():
+        return ""
+    about = json.loads(read_header(file)[1].get(KEY, "{}"))
+    return str(about.get("facts", {}).get("key", ""))
+
+
+def _unfinished(file: Path, key: str) -> Path:
+    """Where an unfinished training for `file` is kept; with another key it is another training."""
+    return file.with_name(f"{file.stem}-{key[:16]}.checkpoint")
 
 
 def fit_private(

@@ -23,6 +23,7 @@ from mi_audit.core.target import Access, LabelOnlyTarget, QueryLedger, restricte
 from mi_audit.store.files import digest
 from mi_audit.store.images import quantise
 from mi_audit.store.targets import LoadedModel, new_model
+from mi_audit.train.seeding import seeded
 
 BATCH = 256  # pictures the target looks at once, without gradients
 Targets = Mapping[int, tuple[LoadedModel, ModelFacts]]  # one per seed
@@ -148,7 +149,8 @@ class Runner:
         scene.progress.stage(f"{name}{f' on the {self.folder} model' if self.folder else ''}: {len(jobs)} job(s)")
 
         def perform(job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
-            with scene.clock.job(job.name):
+            # a target that is random in itself draws the same whatever ran before, so a resumed run has the same bytes
+            with scene.clock.job(job.name), seeded(scene.device, job.seed, "job", job.id):
                 return self._perform(one, priors[job.seed], job)
 
         with scene.clock.stage(f"{name} {self.folder}".strip()):

@@ -174,7 +174,8 @@ def open_scene(plan: Plan, kind: str, progress: ProgressSink, *, dry: bool = Fal
     with RunFolder(run_folder_path(plan, kind)) as folder:
         if plan.fresh:
             folder.forget_jobs()
-        folder.write_plan({"kind": kind, "plan": plan_to_json(plan)})
+        # not fresh any more: what this run finishes from here on is kept when it is resumed
+        folder.write_plan({"kind": kind, "plan": plan_to_json(replace(plan, fresh=False))})
         folder.point_latest()
         clock = Clock()
         try:

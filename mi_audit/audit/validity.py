@@ -24,6 +24,7 @@ from mi_audit.nn.objectives import cross_entropy
 from mi_audit.nn.verification import first_of_class
 from mi_audit.store.images import quantise
 from mi_audit.store.targets import LoadedModel
+from mi_audit.train.seeding import seeded
 
 PILOTS = 20  # images, and classes, that the live model is tried on
 PASSES = 5
@@ -53,22 +54,22 @@ def check(
     builds: Mapping[str, Attack[Any, Any]],
     verifier: VerifierFacts | None,
 ) -> tuple[ValidityFlag, ...]:
-    """The flags G0 to G6; of several models under audit the worst counts."""
-    tried = pilots(scene, attacked)
-    models = [model.target() for model, _ in {m.sha256: (m, f) for m, f in targets.values()}.values()]
-    attacks = [one for one in results if one.role == "attack"]
-    zero = _worst([zero_gradient(target, tried) for target in models])
-    defenses = [facts.defense for _, facts in targets.values()]
-    averaging = next((one for attack in builds.values() if (one := averaging_of(scene.plan, attack))), None)
-    return (
-        _worst([non_logit(target, tried) for target in models]),
-        _worst([randomised(target, tried, averaging) for target in models]),
-        zero,
-        not_converged(attacks, _reachable(attacks, models, tried, zero.passed), _black_box_better(attacks)),
-        black_box_better(attacks),
-        type1_gap(attacks, verifier),
-        no_adaptive(defenses, builds, averaging),
-    )
+    """The flags G0 to G6; of several models under audit the worst counts, and what is random in them is repeatable."""
+    with seeded(scene.device, scene.plan.seed, "validity"):
+        tried = pilots(scene, attacked)
+        models = [model.target() for model, _ in {m.sha256: (m, f) for m, f in targets.values()}.values()]
+        attacks = [one for one in results if one.role == "attack"]
+        zero = _worst([zero_gradient(target, tried) for target in models])
+        averaging = next((one for attack in builds.values() if (one := averaging_of(scene.plan, attack))), None)
+        return (
+            _worst([non_logit(target, tried) for target in models]),
+            _worst([randomised(target, tried, averaging) for target in models]),
+            zero,
+            not_converged(attacks, _reachable(attacks, models, tried, zero.passed), _black_box_better(attacks)),
+            black_box_better(attacks),
+            type1_gap(attacks, verifier),
+            no_adaptive([facts.defense for _, facts in targets.values()], builds, averaging),
+        )
 
 
 def pilots(scene: Scene, attacked: Sequence[int]) -> Pilots:

@@ -163,8 +163,9 @@ def save_model(path: Path, model: LoadedModel, facts: Mapping[str, object]) -> L
     if "defense" in facts:
         saved = replace(saved, defense=dict(facts["defense"]))  # type: ignore[call-overload]
     about = manifest(saved, {key: value for key, value in facts.items() if key != "defense"})
-    write_weights(path, net.state_dict(), about)
+    # Weights make a model that is finished and kept: when they are there, their sidecar has to be there already.
     write_atomic(path.with_suffix(".json"), canonical(about).encode())
+    write_weights(path, net.state_dict(), about)
     return saved
 
 

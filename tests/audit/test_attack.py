@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from mi_audit.audit import attack as audit_attack
+from mi_audit.audit import positive
 from mi_audit.audit.attack import run_attack
+from mi_audit.audit.defend import run_defense
 from mi_audit.audit.plan import AttackPlan, RulePlan
 from mi_audit.core.errors import ConfigError, DataError, TargetError
-from mi_audit.core.report import AuditReport
+from mi_audit.core.report import AuditReport, Quantity
 from mi_audit.store.images import read_png
 from mi_audit.store.results import read_result
 from mi_audit.store.runs import RunFolder
@@ -147,6 +150,48 @@ def test_a_plan_that_cannot_work_says_so(digits, cache, tmp_path, changes, error
     changes = {"evaluator": str(digits)} if changes.get("evaluator") else changes
     with pytest.raises(error, match=message):
         run_attack(replace(digit_plan(digits, tmp_path / "run", cache), **changes))
+
+
+@pytest.mark.parametrize("command", [run_attack, run_defense])
+def test_a_metric_that_does_not_exist_is_refused_before_anything_is_loaded(command, digits, cache, tmp_path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), metrics=("attack-accuracy", "exposur"))
+    with pytest.raises(ConfigError, match="did you mean 'exposure'"):
+        command(plan)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def nothing_slow(monkeypatch):
+    monkeypatch.setattr("mi_audit.audit.attack.load_court", None)
+    monkeypatch.setattr("mi_audit.audit.defend.public_start", None)
+
+
+@pytest.mark.usefixtures("nothing_slow")
+def test_an_untrained_control_that_cannot_be_built_is_refused_at_once(digits, cache, tmp_path, monkeypatch):
+    found = (
+        replace(load_model(str(digits)), model_kwargs={"width": 3}),
+        Quantity(value=1.0, unit="share", count=1, counted="images"),
+    )
+    monkeypatch.setattr(audit_attack, "identify", lambda *_: found)
+    plan = digit_plan(digits, tmp_path / "run", cache)
+    with pytest.raises(ConfigError, match=r"without arguments for the control `untrained`"):
+        run_attack(replace(plan, controls=("untrained",)))
+    with pytest.raises(TypeError):  # on to the judges
+        run_attack(replace(plan, controls=("random",)))
+
+
+@pytest.mark.usefixtures("nothing_slow")
+@pytest.mark.parametrize("command", [run_attack, run_defense])
+def test_a_positive_control_that_cannot_be_made_is_refused_at_once(command, digits, cache, tmp_path, monkeypatch):
+    def refuse(scene):
+        raise ConfigError(f"{len(scene.splits.train.classes)} classes")
+
+    monkeypatch.setattr(positive, "check_people", refuse)
+    plan = digit_plan(digits, tmp_path / "run", cache)
+    with pytest.raises(ConfigError, match="5 classes"):
+        command(replace(plan, positive_control=True))
+    with pytest.raises(TypeError):
+        command(replace(plan, positive_control=False))
 
 
 def test_an_evaluator_of_the_same_architecture_is_a_warning(digits: Path, cache: Path, tmp_path: Path):

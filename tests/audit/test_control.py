@@ -39,6 +39,12 @@ def test_reconstructions_are_judged_against_the_other_class_and_keep_their_own_l
     assert [(row.label, row.value) for row in by_name["exposure"].per_class] == [(0, 0.0), (1, 1.0), (2, 0.0)]
 
 
+def test_a_class_may_be_judged_against_one_that_was_not_attacked():
+    found = evidence([0, 1], logits=torch.eye(8)[[5, 0]], confidence=torch.ones(2))
+    accuracy = measure_permuted(("attack-accuracy",), found, {0: 5, 1: 0})[0]
+    assert [(row.label, row.value) for row in accuracy.per_class] == [(0, 1.0), (1, 1.0)]
+
+
 def test_only_the_metrics_that_were_asked_for_are_permuted():
     names = [one.name for one in measure_permuted(("attack-accuracy", "fid"), evidence([0, 1]), {0: 1, 1: 0})]
     assert names == ["attack_acc1", "attack_acc5"]

@@ -23,7 +23,7 @@ from mi_audit.audit.plan import AttackPlan, DecisionPlan, DefendPlan, Plan
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.errors import ConfigError
+from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.quantity import Measurement, Quantity
 from mi_audit.core.report import AuditReport
 from mi_audit.store.datasets import load_splits
@@ -308,7 +308,10 @@ def test_control_and_model_go_together(scene):
         check_counterfactual(planned(scene, controls=("random",), counterfactual="m.safetensors"), ATTACKED)
     with pytest.raises(ConfigError, match="no --counterfactual for models that are trained in this run"):
         check_counterfactual(planned(scene, counterfactual="m.safetensors"), ATTACKED, trains=True)
-    check_counterfactual(planned(scene, counterfactual="m.safetensors"), ATTACKED)
+    with pytest.raises(TargetError, match="no file at m"):
+        check_counterfactual(planned(scene, counterfactual="m.safetensors"), ATTACKED)
+    with pytest.raises(ConfigError, match="not the target, got the same weights"):
+        check_counterfactual(planned(scene, counterfactual=scene.model.ref), ATTACKED)
     odd = replace(scene, model=replace(scene.model, defense={"method": "bido"}))
     check_counterfactual(planned(odd, controls=("random",)), ATTACKED)
 
@@ -322,6 +325,15 @@ def test_a_model_of_the_owner_takes_its_place(scene, tmp_path, monkeypatch):
     found = made(given)
     assert found.targets[0][0].sha256 == load_model(str(file)).sha256
     assert found.note.startswith(f"{file}, as given: it is for its owner to know") and "Accuracy" in found.note
+
+
+def test_one_person_who_is_not_attacked_is_enough_beside_a_given_model(scene, tmp_path):
+    same = load_model(scene.model.ref)
+    with torch.no_grad():
+        next(same.classifier.net.parameters()).mul_(1.0001)
+    save_model(tmp_path / "twin.safetensors", same, {})
+    found = made(planned(scene, counterfactual=str(tmp_path / "twin.safetensors")), (0, 1, 2, 3))
+    assert re.search(r"Accuracy [\d.]+% on \d+ held-out images of the others", found.note)
 
 
 @pytest.mark.parametrize("people", [ATTACKED, (0, 1, 2, 3, 4)])

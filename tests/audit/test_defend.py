@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,9 +6,9 @@ import pytest
 import torch
 
 from mi_audit.audit.attack import run_attack
-from mi_audit.audit.defend import run_defense
+from mi_audit.audit.defend import copy_model, run_defense
 from mi_audit.audit.plan import DefendPlan
-from mi_audit.core.errors import ConfigError
+from mi_audit.core.errors import ConfigError, StorageError
 from mi_audit.core.report import Comparison
 from mi_audit.store.results import read_result
 from mi_audit.store.targets import load_model
@@ -77,6 +78,31 @@ def test_the_defended_weights_are_copied_where_the_user_wants_them(run, cache: P
     plan = defend_plan(out, cache)
     run_defense(replace(plan, defend=replace(plan.defend, save=tmp_path / "safe.safetensors")))
     assert load_model(str(tmp_path / "safe.safetensors")).defense["method"] == "tldmi"
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(cache: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("mi_audit.audit.defend.open_scene", None)
+    plan = defend_plan(tmp_path / "run", cache)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.safetensors").mkdir()
+    for place in ("file/safe.safetensors", "folder.safetensors"):
+        with pytest.raises(StorageError, match="choose another path"):
+            run_defense(replace(plan, defend=replace(plan.defend, save=tmp_path / place)))
+
+    def full(**_given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mi_audit.audit.defend.TemporaryFile", full)
+    with pytest.raises(StorageError, match="free disk space"):
+        run_defense(replace(plan, defend=replace(plan.defend, save=tmp_path / "new/safe.safetensors")))
+
+
+def test_a_disk_that_is_full_when_the_weights_are_copied_is_an_error_in_one_line(run, tmp_path: Path):
+    out, result = run
+    (tmp_path / "safe.json").mkdir()  # in the way of the sidecar
+    with pytest.raises(StorageError, match="expected to write"):
+        copy_model(out / str(result.model), tmp_path / "safe.safetensors")
+    assert not (tmp_path / "safe.safetensors").exists()
 
 
 def test_unlabelled_public_data_cannot_start_a_defense(cache: Path, tmp_path: Path):

@@ -56,3 +56,17 @@ def test_a_metric_that_is_named_runs_alone(digits, cache, tmp_path):
     found = measured(digits, cache, tmp_path, metrics=("kes",))
     assert list(found) == ["target_acceptance", "kes"]
     assert 0 <= found["kes"].value <= 1 and found["kes"].protocol.startswith("kes/identity/all/none@built-in:cnn-wide#")
+
+
+def test_pictures_of_an_earlier_model_are_replaced_and_none_outlives_a_run_without_pictures(digits, cache, tmp_path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, controls=())
+    plan = replace(plan, attacks=plan.attacks[:1])
+    run_attack(plan)
+    pictures = {file: file.read_bytes() for file in (tmp_path / "run/images").rglob("*.png")}
+    assert any("nearest" in file.parts for file in pictures) and any("gmi" in file.parts for file in pictures)
+    for file in pictures:
+        file.write_bytes(b"of another model")
+    run_attack(plan)
+    assert {file: file.read_bytes() for file in pictures} == pictures
+    run_attack(replace(plan, images="none"))
+    assert not list((tmp_path / "run").rglob("*.png")) and not (tmp_path / "run/jobs").exists()

@@ -7,6 +7,7 @@ import torch
 from mi_audit.audit.plan import ModelPlan, Plan
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import choose_device, choose_size, open_scene, run_folder_path, whole
+from mi_audit.audit.settings import plan_from_json
 from mi_audit.core.errors import ConfigError
 from mi_audit.store.datasets import load_splits
 from tests.world import digit_plan
@@ -65,6 +66,19 @@ def test_time_is_written_even_when_a_run_is_cut_short(digits: Path, cache: Path,
         raise KeyboardInterrupt
     assert (tmp_path / "run/timing.json").is_file()
     assert (tmp_path / "run/plan.json").is_file()
+
+
+def test_a_fresh_run_forgets_the_jobs_once_and_its_resumption_none(digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), fresh=True)
+    job = tmp_path / "run/jobs/gmi.safetensors"
+    with open_scene(plan, "attack", Silent()) as scene:
+        assert scene.plan.fresh
+        scene.folder.write_job("gmi", {}, {})
+        planned = plan_from_json(scene.folder.read_plan()["plan"])
+    with open_scene(planned, "attack", Silent()):
+        assert job.is_file() and planned == replace(plan, fresh=False)
+    with open_scene(plan, "attack", Silent()):
+        assert not job.exists()
 
 
 def test_a_dry_scene_leaves_nothing_behind(digits: Path, cache: Path, tmp_path: Path):

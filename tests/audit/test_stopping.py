@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mi_audit.audit import attack as audit_attack
+from mi_audit.audit import control, defend
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.defend import run_defense
 from mi_audit.audit.exposed import drawing_order, drawn_at_random
@@ -13,6 +14,7 @@ from mi_audit.audit.progress import Silent
 from mi_audit.audit.stopping import enough_people, stops_early
 from mi_audit.audit.verifier import Verifier
 from mi_audit.core.metric import Verification
+from mi_audit.store.datasets import load_splits
 from tests.audit.test_audit_v1 import attack, audit, floor
 from tests.world import SMOKE, defend_plan, digit_plan
 
@@ -109,20 +111,33 @@ def all_digits(plan: Plan) -> Plan:
 
 
 @pytest.mark.usefixtures("blind_verifier")
-def test_a_run_attacks_the_people_it_needs(digits: Path, cache: Path, tmp_path: Path):
+def test_a_run_attacks_the_people_it_needs(digits: Path, cache: Path, tmp_path: Path, monkeypatch):
+    judged_as: list[dict[int, int]] = []
+    measure = control.measure_permuted
+    monkeypatch.setattr(
+        "mi_audit.audit.measure.measure_permuted", lambda *given: judged_as.append(given[2]) or measure(*given)
+    )
     report = run_attack(all_digits(digit_plan(digits, tmp_path / "run", cache)))
     # the control has to stay below half the limit, 49 %: the bound is 69.1 % after 0 of 2, 48.4 % after 0 of 3
     expected = drawing_order(range(5), report.targets[0].sha256)[:3]
     assert report.attacked == tuple(sorted(expected)) and report.planned == (0, 1, 2, 3, 4)
     assert {row.label for row in report.attacks[0].measurement("attack_acc1").per_class} == set(expected)
     assert len(list((tmp_path / "run" / "jobs").glob("gmi-*"))) == 3
+    whole = control.derangement(range(5), load_splits("digits:0-4", 32, 1).train.fingerprint)
+    assert [len(one) for one in judged_as] == [1, 2, 3, 3]  # the control is the same one at every look
+    assert all(one == {label: whole[label] for label in one} for one in judged_as)
     assert report.verdict.exposure.sequential and report.verdict.exposure.total == 5
     assert len(list((tmp_path / "run" / "images" / "gmi" / "s0").glob("*-0.png"))) == 3
 
 
 @pytest.mark.usefixtures("blind_verifier")
-def test_the_twin_is_attacked_on_the_people_that_the_defended_model_needed(cache: Path, tmp_path: Path):
+def test_the_twin_is_attacked_on_the_people_that_the_defended_model_needed(cache: Path, tmp_path: Path, monkeypatch):
+    asked: list[tuple[int, ...]] = []
+    audit_models = defend.audit_models
+    monkeypatch.setattr(defend, "audit_models", lambda *given: asked.append(tuple(given[5:])) or audit_models(*given))
     found = run_defense(all_digits(defend_plan(tmp_path / "run", cache)))
     assert found.before.attacked == found.after.attacked and len(found.after.attacked) == 3
     assert found.before.planned == found.after.planned == (0, 1, 2, 3, 4)
     assert drawn_at_random(found.after)
+    # in the same order, so that the jobs that do not depend on the model are the same and run once
+    assert asked == [(), (drawing_order(range(5), found.after.targets[0].sha256)[:3],)]

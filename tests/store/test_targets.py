@@ -62,6 +62,17 @@ def test_the_same_model_is_saved_with_the_same_bytes(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_weights_are_never_without_their_sidecar(tmp_path, monkeypatch):
+    monkeypatch.setattr("mi_audit.store.targets.write_weights", None)  # killed in between
+    with pytest.raises(TypeError):
+        save_model(tmp_path / "m.safetensors", fresh(), {})
+    assert [file.name for file in tmp_path.iterdir()] == ["m.json"]
+    with pytest.raises(TargetError, match="no file at"):
+        load_model(str(tmp_path / "m.safetensors"))
+    with pytest.raises(TargetError, match="expected weights in"):
+        load_model(str(tmp_path))
+
+
 def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=str(tmp_path)):

@@ -1,0 +1,117 @@
+"""A model that a run trained is used again only for what it was trained for."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_audit.audit import registry, retrain
+from mi_audit.audit.pretrain import PublicStart, fresh_private_model
+from mi_audit.audit.progress import Silent
+from mi_audit.audit.retrain import Retraining, retrained
+from mi_audit.audit.scene import Scene, open_scene
+from mi_audit.core.dataset import Dataset
+from mi_audit.store.targets import LoadedModel, save_model
+from mi_audit.train.classifier import Recipe
+from tests.world import defend_plan
+
+PLAIN = Retraining("none", None, None, Recipe(epochs=2, precision="32"))
+
+
+@pytest.fixture(scope="module")
+def scene(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with open_scene(defend_plan(tmp_path_factory.mktemp("scene") / "run", cache), "defend", Silent()) as opened:
+        splits = opened.splits
+        few = replace(splits, train=some(splits.train, "train"), val=some(splits.val, "val"))
+        yield replace(opened, splits=few)
+
+
+def some(data: Dataset, name: str, count: int = 60) -> Dataset:
+    return replace(data.select(torch.arange(min(count, len(data)))), fingerprint=name)
+
+
+def start(scene: Scene, seed: int) -> PublicStart:
+    model, _ = fresh_private_model(scene, None, seed)
+    return PublicStart(model.classifier.net.state_dict(), {"sha256": model.sha256})
+
+
+def same(one: LoadedModel, other: LoadedModel) -> bool:
+    return one.sha256 == other.sha256
+
+
+def changed(scene: Scene) -> dict[str, tuple[Scene, Retraining, int]]:
+    splits, model = scene.splits, scene.model
+    tldmi = registry.build("defense", registry.defenses()["tldmi"], "tldmi", {"freeze": "80%"})
+    less = registry.build("defense", registry.defenses()["tldmi"], "tldmi", {"freeze": "40%"})
+    return {
+        "arch": (replace(scene, model=replace(model, arch="built-in:cnn-wide")), PLAIN, 0),
+        "mean": (replace(scene, model=model.with_input(mean=(0.4,))), PLAIN, 0),
+        "train": (replace(scene, splits=replace(splits, train=some(splits.train, "other"))), PLAIN, 0),
+        "val": (replace(scene, splits=replace(splits, val=some(splits.val, "other"))), PLAIN, 0),
+        "recipe": (scene, replace(PLAIN, recipe=replace(PLAIN.recipe, lr=0.01)), 0),
+        "start": (scene, replace(PLAIN, start=start(scene, 5)), 0),
+        "method": (scene, replace(PLAIN, method="tldmi", defense=tldmi), 0),
+        "settings": (scene, replace(PLAIN, method="tldmi", defense=less), 0),
+        "seed": (scene, PLAIN, 1),
+    }
+
+
+def test_what_was_trained_for_the_same_is_kept_and_anything_else_trained_anew(scene, tmp_path, monkeypatch):
+    file = tmp_path / "m.safetensors"
+    trained: list[int] = []
+    fit = retrain.fit
+    monkeypatch.setattr(retrain, "fit", lambda *given, **named: trained.append(1) or fit(*given, **named))
+    first = retrained(scene, PLAIN, 0, file, "plain")
+    assert same(retrained(scene, PLAIN, 0, file, "plain"), first) and len(trained) == 1
+    other_precision = replace(PLAIN, recipe=replace(PLAIN.recipe, precision="auto"))  # part of no id
+    assert same(retrained(scene, other_precision, 0, file, "plain"), first) and len(trained) == 1
+    for number, (name, what) in enumerate(changed(scene).items()):
+        retrained(*what, file, name)
+        assert len(trained) == 2 + number, name
+    retrained(replace(scene, plan=replace(scene.plan, fresh=True)), PLAIN, 1, file, "plain")
+    assert len(trained) == 2 + len(changed(scene))
+
+
+def test_a_newer_sidecar_does_not_make_old_weights_the_wanted_ones(scene, tmp_path, monkeypatch):
+    file, slow = tmp_path / "m.safetensors", replace(PLAIN, recipe=replace(PLAIN.recipe, lr=0.01))
+    first = retrained(scene, PLAIN, 0, file, "plain")
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr("mi_audit.store.targets.write_weights", None)  # killed between the two files
+        retrained(scene, slow, 0, file, "plain")
+    assert not same(retrained(scene, slow, 0, file, "plain"), first)
+
+
+def test_weights_without_a_key_are_trained_anew(scene, tmp_path):
+    file = tmp_path / "m.safetensors"
+    old, _ = fresh_private_model(scene, None, 0)
+    save_model(file, old, {})
+    assert not same(retrained(scene, PLAIN, 0, file, "plain"), old)
+
+
+class Killed(Silent):
+    def step(self, label: str, done: int, total: int) -> None:
+        del done, total
+        if label.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_goes_on_but_not_for_another_start(scene, tmp_path, monkeypatch):
+    first, second = (replace(PLAIN, start=start(scene, seed)) for seed in (5, 6))
+    wanted = [
+        retrained(scene, how, 0, tmp_path / f"{row}.safetensors", "whole") for row, how in enumerate((first, second))
+    ]
+    file = tmp_path / "m.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        retrained(replace(scene, progress=Killed()), first, 0, file, "killed")
+    assert len(list(tmp_path.glob("m-*.checkpoint"))) == 1
+    epochs: list[str] = []
+    monkeypatch.setattr(Silent, "step", lambda _self, label, _done, _total: epochs.append(label))
+    assert same(retrained(scene, first, 0, file, "resumed"), wanted[0])
+    assert set(epochs) == {"epoch 2/2"} and not list(tmp_path.glob("*.checkpoint"))
+    file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        retrained(replace(scene, progress=Killed()), first, 0, file, "killed")
+    assert same(retrained(scene, second, 0, file, "other"), wanted[1])
+    assert not list(tmp_path.glob("*.checkpoint"))
