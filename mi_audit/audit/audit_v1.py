@@ -193,15 +193,14 @@ def _outcomes(found: Identities) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _exposure(
     report: AuditReport, found: Identities, bounds: Bounds, control: Control, decision: DecisionPlan
 ) -> Exposure:
-    seen = found.attempted[: bounds.seen]
-    exposed = len(found.exposed.intersection(seen))
+    exposed, attacked = len(found.exposed), len(found.attempted)
     sensitivity = _sensitivity(report)
     return Exposure(
         exposed=exposed,
-        attacked=len(seen),
+        attacked=attacked,
         total=len(report.classes),
-        missing=len(found.unknown.intersection(seen)),
-        value=exposed / len(seen),
+        missing=len(found.unknown),
+        value=exposed / attacked,
         lower=bounds.lower,
         upper=bounds.upper,
         adjusted=min(1.0, bounds.upper / sensitivity) if sensitivity else 1.0,

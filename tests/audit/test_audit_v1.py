@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from mi_audit.audit.audit_v1 import judge_exposure, sentence
-from mi_audit.audit.exposed import drawn_at_random, exposed_by_attacks, exposed_by_controls
+from mi_audit.audit.exposed import drawing_order, drawn_at_random, exposed_by_attacks, exposed_by_controls
 from mi_audit.audit.gate import judge, saved_decision, saved_rules
 from mi_audit.audit.plan import DecisionPlan, RulePlan
 from mi_audit.core.report import ClassValue, Interval, Measurement, Quantity, ValidityFlag, VerifierFacts
@@ -181,9 +181,22 @@ def test_a_failure_needs_a_significant_difference_to_the_control():
 
 def test_counting_stops_early():
     decision = replace(POLICY, sequential=True)
-    state, _, found = outcome(audit(0, people=500), decision)
-    assert state == "PASS" and found.method == "e-process" and found.sequential and found.attacked < 35
-    assert outcome(audit(300, people=500), decision)[2].attacked < 40
+    state, _, found = outcome(sampled(0, 96, 500), decision)
+    assert state == "PASS" and found.method == "e-process" and found.sequential and found.attacked == 96
+    assert outcome(audit(0, people=500), decision)[2].method == "census"
+
+
+@pytest.mark.parametrize(("total", "hits"), [(64, 32), (530, 24)])
+def test_people_exposed_after_the_decision_are_not_hidden(total, hits):
+    drawn = drawing_order(range(total), sample.audit().targets[0].sha256)[:64]
+    exposed = drawn[64 - hits :]  # the others come first and are enough for a pass by themselves
+    report = audit(
+        people=total, planned=tuple(range(total)) if total > 64 else (), attacked=tuple(sorted(drawn)),
+        attacks=(attack(drawn, exposed),), controls=(floor(drawn),),
+    )  # fmt: skip
+    state, _, found = outcome(report, replace(POLICY, sequential=True))
+    assert state == ("FAIL" if total == 64 else "INCONCLUSIVE")
+    assert (found.exposed, found.attacked) == (hits, 64) and found.upper >= hits / 64
 
 
 def test_the_order_of_counting_follows_from_the_weights():
