@@ -119,7 +119,7 @@ def _growing(seen: int, last: int) -> Iterator[int]:
 def _forecast_sequential(
     worst: np.ndarray, best: np.ndarray, total: int | None, tau: float, alpha: float, sensitivity: float
 ) -> int | None:
-    """Further identities until the evidence or the census decides, if the exposed ones keep coming at the same share."""
+    """Further identities until the evidence or the census decides, if the exposed ones keep coming as often."""
     seen, last = len(worst), FARTHEST if total is None else total
     steps = np.arange(1, last - seen + 1)
 
