@@ -18,6 +18,8 @@ RULE = "audit-v1"
 COPIES = "near_duplicates"
 LARGEST_FAR = 0.01
 LEAST_SENSITIVITY = 0.80
+SEEDS_OF_CENSUS = 2
+SUITE_WORKS = "V2 "  # the check that a positive control answers
 WARNS_ONLY = ("G0",)  # outputs that are no logits: the attacks take the logarithm
 
 
@@ -103,6 +105,11 @@ def problems_of(report: AuditReport, decision: DecisionPlan, control: Control, w
     high = []
     if not report.validity:
         low += weak
+    if not any(flag.id.startswith(SUITE_WORKS) and flag.passed is not None for flag in report.validity):
+        low.append(
+            "no positive control ran, so it is unknown whether these attacks could find a leak; give --positive-control"
+        )
+    low += _census_problems(report)
     if not drawn_at_random(report):
         high.append(
             "the attacked classes were chosen, not drawn, so they say nothing about the others; "
@@ -112,24 +119,27 @@ def problems_of(report: AuditReport, decision: DecisionPlan, control: Control, w
     if control.found is None:
         high.append("no control measured exposure, so what prior and verifier find by themselves is unknown")
     elif control.upper > decision.tau / 2:
+        unknown = len(control.found.unknown)
+        missing = f" ({unknown} of {len(control.found.attempted)} people have no value)" if unknown else ""
         high.append(
-            f"the control may expose {control.upper:.1%}, more than half the limit: prior or verifier find people "
-            "without the model"
+            f"the control may expose {control.upper:.1%}{missing}, more than half the limit: prior or verifier may "
+            "find people without the model"
         )
     low += _sensitivity_problems(report)
     return Problems(low=tuple(low + high), high=tuple(high))
 
 
 def strongest_control(report: AuditReport, found: Identities, decision: DecisionPlan) -> Control:
-    """The control with the most exposed identities, and the least significant difference over all controls."""
+    """The control with the most exposed identities, and the least significant difference over all controls.
+
+    Whom a control has no value for counts as exposed by it, in the bound and in the comparison.
+    """
     controls = exposed_by_controls(report)
     if not controls:
         return Control(found=None, upper=1.0, p_value=1.0)
     worst = max(controls.values(), key=lambda control: control.worst)
-    p_values = [
-        exact.mcnemar_more(len(control.exposed - found.exposed), len(found.exposed - control.exposed))
-        for control in controls.values()
-    ]
+    floors = [control.exposed | control.unknown for control in controls.values()]
+    p_values = [exact.mcnemar_more(len(one - found.exposed), len(found.exposed - one)) for one in floors]
     upper = upper_bound(_outcomes(worst)[0], len(report.classes), decision.alpha, _peeks(report, decision))
     return Control(found=worst, upper=upper, p_value=max(p_values))
 
@@ -173,6 +183,14 @@ def _judge_problems(report: AuditReport) -> list[str]:
     return [f"the verifier may accept {far:.1%} of strangers, more than {LARGEST_FAR:.0%}; calibrate it on more pairs"]
 
 
+def _census_problems(report: AuditReport) -> list[str]:
+    """A census leaves no chance in who was attacked, but in how: the attacks start from random points."""
+    seeds = max((len(set(attack.seeds)) for attack in report.attacks if attack.role == "attack"), default=0)
+    if len(report.attacked) < len(report.classes) or seeds >= SEEDS_OF_CENSUS:
+        return []
+    return [f"a census under one seed has no error over people but one over seeds; give --seeds {SEEDS_OF_CENSUS}"]
+
+
 def _sensitivity_problems(report: AuditReport) -> list[str]:
     sensitivity = _sensitivity(report)
     if sensitivity >= LEAST_SENSITIVITY:
@@ -193,15 +211,14 @@ def _outcomes(found: Identities) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _exposure(
     report: AuditReport, found: Identities, bounds: Bounds, control: Control, decision: DecisionPlan
 ) -> Exposure:
-    seen = found.attempted[: bounds.seen]
-    exposed = len(found.exposed.intersection(seen))
+    exposed, attacked = len(found.exposed), len(found.attempted)
     sensitivity = _sensitivity(report)
     return Exposure(
         exposed=exposed,
-        attacked=len(seen),
+        attacked=attacked,
         total=len(report.classes),
-        missing=len(found.unknown.intersection(seen)),
-        value=exposed / len(seen),
+        missing=len(found.unknown),
+        value=exposed / attacked,
         lower=bounds.lower,
         upper=bounds.upper,
         adjusted=min(1.0, bounds.upper / sensitivity) if sensitivity else 1.0,
@@ -251,11 +268,14 @@ def _failing(bounds: Bounds, problems: Problems, control: Control, decision: Dec
 def _copies(report: AuditReport) -> tuple[RuleResult, ...]:
     """A rule of its own for near-copies of training pictures: a failure that a person has to look at."""
     counts = [(a, m.value) for a in report.attacks if (m := a.measurement(COPIES)) and m.value is not None]
-    if not any(a.role == "attack" for a, _ in counts):
-        return ()
+    counted = {a.name for a, _ in counts if a.role == "attack"}
+    lacking = [a.name for a in report.attacks if a.role == "attack" and a.name not in counted]
     hits = {a.name: int(value) for a, value in counts if a.role == "attack" and value}
     outcome: Outcome = "PASS"
     reason = "no reconstruction is nearly a training picture"
+    if lacking:
+        whose = f" of {', '.join(lacking)}" if counted else ""
+        outcome, reason = "INCONCLUSIVE", f"near-copies{whose} were not measured; measure near-duplicate, too"
     if hits:
         names = ", ".join(f"{count} by {name}" for name, count in hits.items())
         outcome, reason = "FAIL", f"these may be copies of training pictures: {names}; look at them"

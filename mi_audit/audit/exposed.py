@@ -36,12 +36,13 @@ def exposed_by_attacks(report: AuditReport) -> Identities:
 
 
 def exposed_by_controls(report: AuditReport) -> dict[str, Identities]:
-    """The identities that each kind of control without a leak exposes; only controls that measured it.
+    """The identities that each kind of control without a leak exposes; only controls that measured it or failed.
 
+    A control that failed, wholly or partly, leaves the people unknown for whom it has no value.
     The worst over the attacks counts, as it does for the attacks themselves: a judge who errs once in a hundred
     pictures errs more often on the best of several attacks, on both sides of the comparison.
     """
-    measured = [a for a in report.attacks if a.floor and is_measured(a)]
+    measured = [a for a in report.attacks if a.floor and (is_measured(a) or a.failed)]
     kinds = dict.fromkeys(_kind(one) for one in measured)
     return {kind: exposed_by([one for one in measured if _kind(one) == kind], report) for kind in kinds}
 

@@ -50,6 +50,8 @@ KNOWN = (
 EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 5}
 RUN_FAILED = 4
 POLICY: Literal["audit-v1"] = "audit-v1"
+REGRESSION = f"{POLICY}-regression"  # the rule that needs a baseline
+STOPPED_EARLY = "the run stopped early on exposure, so intervals of other numbers are too optimistic"
 GROUNDS = ("V1 ", "V2 ")  # checks of what every rule stands on, whatever the policy
 MEASURED_HERE = "NOT_CONVERGED"  # the flag that says what target acceptance says already
 
@@ -88,17 +90,17 @@ def judge(
         )
     if max_regression is not None:
         rules = [*rules, RulePlan(id="regression", when=f"attack_acc1 - baseline.attack_acc1 > {max_regression!r}")]
-    problems = sanity(case.report)
-    judged = tuple(_judge_rule(rule, case, problems) for rule in rules)
+    weak = sanity(case.report)
+    problems = doubts = (*weak, STOPPED_EARLY) if case.report.planned else weak
+    judged = tuple(_judge_rule(rule, case, doubts) for rule in rules)
     exposure = None
     if decision is not None and decision.policy == POLICY:
         from mi_audit.audit.audit_v1 import judge_exposure
         from mi_audit.audit.regression import judge_regression
 
-        weak = problems
         found, exposure, problems = judge_exposure(case.report, decision, weak)
         judged = (*found, *judge_regression(case, decision), *judged)
-        problems = tuple(dict.fromkeys((*problems, *(weak if rules else ()))))
+        problems = tuple(dict.fromkeys((*problems, *(doubts if rules else ()))))
     if not judged:
         return None
     listed = settle(waivers, judged, case.report, today)
@@ -125,6 +127,23 @@ def saved_decision(verdict: Verdict | None) -> DecisionPlan:
     if exposure is None:
         return DecisionPlan()
     return DecisionPlan(policy=POLICY, tau=exposure.tau, alpha=exposure.alpha, sequential=exposure.sequential)
+
+
+def check_baseline(
+    result: AuditReport | Comparison, baseline: AuditReport | Comparison | None, decision: DecisionPlan
+) -> None:
+    """A saved run is not judged without the baseline that it was judged against: no result keeps it.
+
+    Raises:
+        ConfigError: Exposure was compared with a baseline, is to be judged again, and no baseline is given.
+    """
+    if baseline is not None or decision.policy != POLICY or isinstance(result, Comparison) or result.verdict is None:
+        return
+    if any(rule.id == REGRESSION for rule in result.verdict.rules):
+        raise ConfigError(
+            f"expected the baseline that this run was compared with ({REGRESSION}), got none; give --baseline "
+            "RESULT.json, or --fail-on with the conditions that are to hold without one"
+        )
 
 
 def exit_code(verdict: Verdict | None, failed_jobs: int, exit_zero: bool = False) -> int:

@@ -128,7 +128,8 @@ class Plan:
         verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
         controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`, `counterfactual`.
         counterfactual: The target of the last: `auto` trains one, else a model reference.
-        positive_control: Attack a model that leaks on purpose as well; None does so under the profile `thorough`.
+        positive_control: Attack a model that leaks on purpose as well; None does so under the profile
+            `thorough` and the policy `audit-v1`.
         declared_accuracy: Test accuracy of the model according to its owner, a share; None is not declared.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.

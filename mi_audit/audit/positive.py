@@ -32,8 +32,10 @@ FEWEST = 5  # people of whom all have to be broken for the bound to reach one ha
 
 
 def is_wanted(plan: Plan) -> bool:
-    """Whether the plan asks for it; unless it says so itself, `thorough` does."""
-    return plan.profile == "thorough" if plan.positive_control is None else plan.positive_control
+    """Whether the plan asks for it; unless it says so itself, `thorough` does, and so does a policy that needs it."""
+    if plan.positive_control is not None:
+        return plan.positive_control
+    return plan.profile == "thorough" or plan.decision.policy == "audit-v1"
 
 
 def controls(runner: Runner, builds: Mapping[str, Attack[Any, Any]]) -> tuple[tuple[AttackResult, ...], list[str]]:
@@ -97,7 +99,7 @@ def check_people(scene: Scene) -> None:
     if len(counts) < 2 or not bool(counts.all()):
         raise ConfigError(
             "expected two classes or more with a training picture each for the positive control, got "
-            f"{int((counts > 0).sum())} of {len(counts)}; add pictures, or leave --positive-control out"
+            f"{int((counts > 0).sum())} of {len(counts)}; add pictures, or give --no-positive-control"
         )
 
 

@@ -1,15 +1,17 @@
 """Exposure before and after, paired by identity: exact, because few identities change sides."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mi_audit.audit.bounds import Case
-from mi_audit.audit.exposed import NAME, Identities, exposed_by, exposed_by_attacks, is_measured
+from mi_audit.audit.exposed import NAME, Identities, exposed_by, is_measured
+from mi_audit.audit.gate import REGRESSION
 from mi_audit.audit.plan import DecisionPlan
 from mi_audit.core.report import AttackResult, AuditReport, Change, Interval, Outcome, Quantity, RuleResult
 from mi_audit.nn import exact
 
-RULE = "audit-v1-regression"
+RULE = REGRESSION
 ALL = "all attacks"
 LEVEL = 0.05  # of the two-sided test behind the meaning of a change, and of the interval
 DIRECTION = 0.04  # of it, what the interval spends on the direction; the rest goes to how many changed sides
@@ -49,23 +51,31 @@ def exposure_changes(before: AuditReport, after: AuditReport) -> tuple[Change, .
 def judge_regression(case: Case, decision: DecisionPlan) -> tuple[RuleResult, ...]:
     """Whether significantly more identities are exposed than in the baseline; nothing without a baseline.
 
-    Passing says that no regression was shown, not that there is none.
+    Only attacks that ran in both audits are compared: one more attack finds more people in the same model. Passing
+    says that no regression was shown, not that there is none.
     """
     if case.baseline is None:
         return ()
-    outcome: Outcome = "INCONCLUSIVE"
-    why = objection(case.baseline, case.report)
+    sides = [{a.name: a for a in report.attacks if a.role == "attack"} for report in (case.baseline, case.report)]
+    shared = [name for name in sides[0] if name in sides[1]]
+    why = objection(case.baseline, case.report) or _suites_differ(sides[0], sides[1], shared)
     if why:
-        return (_rule(outcome, f"cannot be compared: {why}"),)
-    pairs = pair(exposed_by_attacks(case.baseline), exposed_by_attacks(case.report))
+        return (_rule("INCONCLUSIVE", f"cannot be compared: {why}"),)
+    pairs = pair(_pick(sides[0], shared, case.baseline), _pick(sides[1], shared, case.report))
     p_value = exact.mcnemar_more(pairs.only_before, pairs.only_after)
     found = (
         f"{pairs.only_after} of {pairs.count} identities are exposed now and were not, {pairs.only_before} were and "
         f"are not now (exact one-sided McNemar p = {p_value:.2g})"
     )
     if not pairs.count:
-        return (_rule(outcome, "cannot be compared: no identity has a value in both audits"),)
-    return (_rule("FAIL" if p_value < decision.alpha else "PASS", found),)
+        return (_rule("INCONCLUSIVE", "cannot be compared: no identity has a value in both audits"),)
+    if p_value < decision.alpha:
+        return (_rule("FAIL", found),)
+    lacking = [name for name in sides[0] if name not in shared]
+    if lacking:
+        missing = f"what {', '.join(lacking)} of the baseline would find now is unknown; run it again"
+        return (_rule("INCONCLUSIVE", f"{found}; {missing}"),)
+    return (_rule("PASS", found),)
 
 
 def objection(before: AuditReport, after: AuditReport) -> str:
@@ -76,6 +86,24 @@ def objection(before: AuditReport, after: AuditReport) -> str:
         return "exposure was not verified in both audits"
     first, second = ((v.sha256, v.threshold) for v in (before.verifier, after.verifier))
     return "" if first == second else "the verifiers differ"
+
+
+def _suites_differ(before: Mapping[str, AttackResult], after: Mapping[str, AttackResult], shared: Sequence[str]) -> str:
+    """Why the attacks of two audits say nothing about the change of the model; empty when they do."""
+    if not shared:
+        return "no attack ran in both audits"
+    for name in shared:
+        first, second = before[name], after[name]
+        if set(first.seeds) != set(second.seeds):
+            return f"{name} ran with other seeds"
+        if _plain(first.settings) != _plain(second.settings):
+            return f"{name} ran with other settings"
+    return ""
+
+
+def _plain(settings: Mapping[str, object]) -> str:
+    """Settings as a saved result holds them: a list and a tuple are the same."""
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def _rule(outcome: Outcome, reason: str) -> RuleResult:

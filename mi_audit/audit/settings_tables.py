@@ -105,7 +105,8 @@ class RunTable(Table):
     )
     positive_control: bool | None = Field(
         default=None,
-        description="attack a model that leaks on purpose, too: it must succeed; on in the profile thorough",
+        description="attack a model that leaks on purpose, too: it must succeed; on in the profile thorough and with "
+        "policy audit-v1",
         examples=[True],
     )
     declared_accuracy: Portion | None = Field(

@@ -45,7 +45,7 @@ def gate(
     wanted = parse_reports(reports)
     resolved = given.resolve()
     settings = resolved.settings
-    from mi_audit.audit.gate import judge, saved_decision, saved_rules
+    from mi_audit.audit.gate import check_baseline, judge, saved_decision, saved_rules
     from mi_audit.store.results import read_result
 
     result, folder = read_result(_result_file(run)), _folder(run)
@@ -54,6 +54,7 @@ def gate(
     rules, asked = rules_of(settings), ("decision", "policy") in resolved.origins
     if not rules and not asked and settings.baseline.max_regression is None:
         rules, decision = saved_rules(result.verdict), saved_decision(result.verdict)
+    check_baseline(result, baseline, decision)
     waivers = waivers_of(settings.waivers, resolved.origins.get(("waivers",), ""))
     verdict = judge(result, rules, baseline, settings.baseline.max_regression, decision, waivers)
     if verdict is None:

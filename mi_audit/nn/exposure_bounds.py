@@ -19,14 +19,12 @@ class Bounds:
 
     Attributes:
         state: `PASS` or `FAIL` by the bounds alone, else `CONTINUE`.
-        seen: Identities that were looked at.
         lower, upper: Of the share over all identities.
         method: How they were computed.
         more: Further identities that would decide if the share stayed; None when decided or hopeless.
     """
 
     state: sequential.State
-    seen: int
     lower: float
     upper: float
     method: str
@@ -58,7 +56,6 @@ def fixed_bounds(
         more = _forecast(worst, best, seen, total, tau, alpha, sensitivity)
     return Bounds(
         state=state,
-        seen=seen,
         lower=exact.lower_share(best, seen, total, alpha),
         upper=exact.upper_share(worst, seen, total, alpha),
         method=method,
@@ -71,20 +68,20 @@ def sequential_bounds(
 ) -> Bounds:
     """Bounds that hold although counting stopped as soon as they decided; arguments as of `fixed_bounds`.
 
-    Once everybody was looked at without a decision, the census decides.
+    All outcomes count, also those that came in after the decision. Once everybody was looked at, the census decides,
+    whatever the evidence said on the way: it has no error.
     """
+    if len(outcomes[0]) == total:
+        return fixed_bounds(outcomes, total, tau, alpha, sensitivity)
     worst, best = (np.array(part) for part in outcomes)
     stop = sequential.decide(worst, best, max(SMALLEST, tau * sensitivity), tau, total, alpha)
-    if stop.state == "CONTINUE" and stop.seen == total:
-        return fixed_bounds(outcomes, total, tau, alpha, sensitivity)
     more = None
     if stop.state == "CONTINUE":
         more = _forecast_sequential(worst, best, total, tau, alpha, sensitivity)
     return Bounds(
         state=stop.state,
-        seen=stop.seen,
-        lower=sequential.lower_share(best[: stop.seen], total, alpha),
-        upper=sequential.upper_share(worst[: stop.seen], total, alpha),
+        lower=sequential.lower_share(best, total, alpha),
+        upper=sequential.upper_share(worst, total, alpha),
         method="e-process",
         more=more,
     )
@@ -122,14 +119,18 @@ def _growing(seen: int, last: int) -> Iterator[int]:
 def _forecast_sequential(
     worst: np.ndarray, best: np.ndarray, total: int | None, tau: float, alpha: float, sensitivity: float
 ) -> int | None:
-    """Further identities until the evidence decides, if the exposed ones keep coming evenly at the same share."""
+    """Further identities until the evidence or the census decides, if the exposed ones keep coming as often."""
     seen, last = len(worst), FARTHEST if total is None else total
     steps = np.arange(1, last - seen + 1)
 
     def extended(part: np.ndarray, rounding: float) -> np.ndarray:
         return np.concatenate([part, np.diff(np.floor(part.mean() * np.concatenate([[0], steps]) + rounding))])
 
-    stop = sequential.decide(
-        extended(worst, 0.5), extended(best, 0.5), max(SMALLEST, tau * sensitivity), tau, total, alpha
-    )
-    return stop.seen - seen if stop.state != "CONTINUE" else None
+    high, low = extended(worst, 0.5), extended(best, 0.5)
+    stop = sequential.decide(high, low, max(SMALLEST, tau * sensitivity), tau, total, alpha)
+    if stop.state != "CONTINUE" and stop.seen > seen:
+        return stop.seen - seen
+    if total is None:
+        return None
+    passes = exact.below(int(high.sum()), total, tau * sensitivity, total, alpha)
+    return total - seen if passes or exact.above(int(low.sum()), total, tau, total, alpha) else None

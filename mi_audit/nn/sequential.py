@@ -28,7 +28,8 @@ class Stop:
     """Where a sequential test stands.
 
     Attributes:
-        state: `CONTINUE` when all outcomes were seen and none of the two hypotheses is refuted.
+        state: `CONTINUE` when all outcomes were seen and none of the two hypotheses is refuted, or what came later
+            speaks against what was refuted earlier.
         seen: Identities up to the decision; all of them when there is none.
     """
 
@@ -70,7 +71,10 @@ def decide(
     total: int | None = None,
     alpha: float = 0.05,
 ) -> Stop:
-    """Pass or fail at the first identity where the evidence reaches 1 / alpha.
+    """Pass or fail at the first identity where the evidence reaches 1 / alpha, unless what follows contradicts it.
+
+    All outcomes count, also those after that identity: when both hypotheses are refuted, or the share of all that were
+    seen lies on the other side of the limit, one of the two refutations is an error, and nobody knows which.
 
     Args:
         at_worst: Outcomes with every unknown counted as exposed; they have to refute `tau_pass` or more.
@@ -83,9 +87,12 @@ def decide(
     limit = -np.log(alpha)
     passed = _first(evidence_below(at_worst, tau_pass, total) >= limit)
     failed = _first(evidence_above(at_best, tau_fail, total) >= limit)
-    if passed == failed:  # neither: a set of outcomes cannot refute both
-        return Stop(state="CONTINUE", seen=len(at_worst))
-    return Stop(state="PASS", seen=passed) if passed < failed else Stop(state="FAIL", seen=failed)
+    everybody = len(at_worst)
+    if passed <= everybody < failed and at_worst.mean() <= tau_pass + SLACK:
+        return Stop(state="PASS", seen=passed)
+    if failed <= everybody < passed and at_best.mean() > tau_fail + SLACK:
+        return Stop(state="FAIL", seen=failed)
+    return Stop(state="CONTINUE", seen=everybody)
 
 
 def upper_share(outcomes: Float[ndarray, " n"], total: int | None = None, alpha: float = 0.05) -> float:

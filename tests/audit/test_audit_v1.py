@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from mi_audit.audit.audit_v1 import judge_exposure, sentence
-from mi_audit.audit.exposed import drawn_at_random, exposed_by_attacks, exposed_by_controls
+from mi_audit.audit.audit_v1 import judge_exposure, sentence, strongest_control
+from mi_audit.audit.exposed import drawing_order, drawn_at_random, exposed_by_attacks, exposed_by_controls
 from mi_audit.audit.gate import judge, saved_decision, saved_rules
 from mi_audit.audit.plan import DecisionPlan, RulePlan
 from mi_audit.core.report import ClassValue, Interval, Measurement, Quantity, ValidityFlag, VerifierFacts
@@ -25,7 +25,10 @@ def verifier(far=0.009, sensitivity=1.0):
     )  # fmt: skip
 
 
-def exposure(labels, exposed, seeds=(0,), missing=()):
+WORKS = ValidityFlag(id="V2 POSITIVE_CONTROL", passed=True, detail="20 of 20")
+
+
+def exposure(labels, exposed, seeds=(0, 1), missing=()):
     rows = tuple(
         ClassValue(label=label, seed=seed, value=float(label in exposed), count=1)
         for label in labels for seed in seeds if (label, seed) not in missing
@@ -37,8 +40,15 @@ def exposure(labels, exposed, seeds=(0,), missing=()):
     )  # fmt: skip
 
 
-def attack(labels, exposed=(), name="gmi", seeds=(0,), missing=(), **more):
-    found = (exposure(labels, exposed, seeds, missing), *more.pop("measurements", ()))
+def copies(count):
+    return Measurement(
+        name="near_duplicates", protocol="p", value=float(count), unit="images", count=100, counted="images",
+        leak_grows=True, reason="exact",
+    )  # fmt: skip
+
+
+def attack(labels, exposed=(), name="gmi", seeds=(0, 1), missing=(), **more):
+    found = (exposure(labels, exposed, seeds, missing), *more.pop("measurements", (copies(0),)))
     return sample.attack(name, 0.5, measurements=found, seeds=seeds, **more)
 
 
@@ -54,7 +64,8 @@ def audit(exposed=0, people=100, *, control=0, attacks=None, controls=None, **mo
             *(attacks or (attack(labels, range(exposed)),)),
             *((floor(labels, range(people - control, people)),) if controls is None else controls),
         ),
-        "verifier": verifier(), "validity": (ValidityFlag(id="G2 ZERO_GRAD", passed=True, detail="none"),),
+        "verifier": verifier(),
+        "validity": (WORKS, ValidityFlag(id="G2 ZERO_GRAD", passed=True, detail="none")),
     }  # fmt: skip
     return sample.audit(**{**facts, **more})
 
@@ -157,12 +168,49 @@ def test_a_control_at_half_the_limit_is_low_enough():
 
 
 def test_a_raised_flag_forbids_a_pass_and_not_a_failure():
-    raised = (ValidityFlag(id="G3 NOT_CONVERGED", passed=False, detail="accepts 40%", clears="optimise longer"),)
+    raised = (ValidityFlag(id="G3 NOT_CONVERGED", passed=False, detail="accepts 40%", clears="optimise longer"), WORKS)
     state, reason, _ = outcome(audit(0, validity=raised))
     assert state == "INCONCLUSIVE" and "G3 NOT_CONVERGED: accepts 40%; optimise longer" in reason
     assert outcome(audit(50, validity=raised))[0] == "FAIL"
-    unchecked = (replace(raised[0], passed=None), ValidityFlag(id="G0 NONLOGIT", passed=False, detail="warns"))
+    unchecked = (WORKS, replace(raised[0], passed=None), ValidityFlag(id="G0 NONLOGIT", passed=False, detail="warns"))
     assert outcome(audit(0, validity=unchecked))[0] == "PASS"
+
+
+@pytest.mark.parametrize("validity", [(), (replace(WORKS, passed=None),), (replace(WORKS, id="V1 ACCURACY"),)])
+def test_without_a_positive_control_nobody_passes(validity):
+    state, reason, _ = outcome(audit(0, validity=validity))
+    assert state == "INCONCLUSIVE" and "no positive control ran" in reason
+    state, reason, _ = outcome(audit(0, validity=(replace(WORKS, passed=False),)))
+    assert state == "INCONCLUSIVE" and "V2" in reason and "no positive control ran" not in reason
+    assert outcome(audit(50, validity=validity))[0] == "FAIL"
+
+
+def test_a_census_under_one_seed_does_not_pass():
+    once = (attack(range(100), seeds=(0,)),)
+    state, reason, _ = outcome(audit(attacks=once))
+    assert state == "INCONCLUSIVE" and "give --seeds 2" in reason
+    assert outcome(audit(attacks=(*once, attack(range(100), name="ppa"))))[0] == "PASS"
+    assert outcome(audit(attacks=(attack(range(100), range(50), seeds=(0,)),)))[0] == "FAIL"
+    drawn = sampled(0, 60, 530)
+    few = replace(drawn, attacks=(attack(drawn.attacked, seeds=(0,)), *drawn.attacks[1:]))
+    assert outcome(few)[0] == "PASS"
+
+
+@pytest.mark.parametrize("partly", [True, False])
+def test_a_control_that_failed_may_have_exposed_everybody_it_has_no_value_for(partly):
+    labels = range(100)
+    lost = {(label, seed) for label in range(40 if partly else 100) for seed in (0, 1)}
+    broken = replace(attack(labels, missing=lost, name="control:untrained:gmi", role="control"), failed=("it broke",))
+    report = audit(exposed=45, controls=(floor(labels), broken))
+    assert len(exposed_by_controls(report)["control:untrained"].unknown) == (40 if partly else 100)
+    decision = replace(POLICY, tau=0.4)
+    state, reason, _ = outcome(report, decision)
+    assert state == "INCONCLUSIVE" and "have no value" in reason
+    control = strongest_control(report, exposed_by_attacks(report), decision)
+    assert control.upper == (0.4 if partly else 1.0)
+    assert control.p_value == (0.5**5 if partly else 1.0)  # 5 of 5 people that only the attacks expose
+    unmeasured = replace(broken, measurements=(), failed=())
+    assert set(exposed_by_controls(audit(controls=(floor(labels), unmeasured)))) == {"control:random-prior"}
 
 
 def test_without_checks_the_older_reasons_hold():
@@ -181,9 +229,22 @@ def test_a_failure_needs_a_significant_difference_to_the_control():
 
 def test_counting_stops_early():
     decision = replace(POLICY, sequential=True)
-    state, _, found = outcome(audit(0, people=500), decision)
-    assert state == "PASS" and found.method == "e-process" and found.sequential and found.attacked < 35
-    assert outcome(audit(300, people=500), decision)[2].attacked < 40
+    state, _, found = outcome(sampled(0, 96, 500), decision)
+    assert state == "PASS" and found.method == "e-process" and found.sequential and found.attacked == 96
+    assert outcome(audit(0, people=500), decision)[2].method == "census"
+
+
+@pytest.mark.parametrize(("total", "hits"), [(64, 32), (530, 24)])
+def test_people_exposed_after_the_decision_are_not_hidden(total, hits):
+    drawn = drawing_order(range(total), sample.audit().targets[0].sha256)[:64]
+    exposed = drawn[64 - hits :]  # the others come first and are enough for a pass by themselves
+    report = audit(
+        people=total, planned=tuple(range(total)) if total > 64 else (), attacked=tuple(sorted(drawn)),
+        attacks=(attack(drawn, exposed),), controls=(floor(drawn),),
+    )  # fmt: skip
+    state, _, found = outcome(report, replace(POLICY, sequential=True))
+    assert state == ("FAIL" if total == 64 else "INCONCLUSIVE")
+    assert (found.exposed, found.attacked) == (hits, 64) and found.upper >= hits / 64
 
 
 def test_the_order_of_counting_follows_from_the_weights():
@@ -193,11 +254,18 @@ def test_the_order_of_counting_follows_from_the_weights():
     assert first != exposed_by_attacks(audit(0, targets=(sample.model(0.9, sha256="12" * 32),))).attempted
 
 
-def copies(count):
-    return Measurement(
-        name="near_duplicates", protocol="p", value=float(count), unit="images", count=100, counted="images",
-        leak_grows=True, reason="exact",
-    )  # fmt: skip
+def test_near_copies_that_were_not_measured_are_not_absent():
+    def rule(*attacks):
+        return judge_exposure(audit(attacks=attacks), POLICY)[0][1]
+
+    blind, seeing = attack(range(100), measurements=()), attack(range(100), name="ppa")
+    unknown = replace(copies(0), value=None)
+    for attacks in ((blind,), (attack(range(100), measurements=(unknown,)),), (blind, seeing)):
+        assert rule(*attacks).id == "audit-v1-copies" and rule(*attacks).outcome == "INCONCLUSIVE"
+        assert "measure near-duplicate, too" in rule(*attacks).reason
+    assert "of gmi were not" in rule(blind, seeing).reason
+    assert rule(blind, attack(range(100), name="ppa", measurements=(copies(2),))).outcome == "FAIL"
+    assert judge(audit(attacks=(blind,)), (), decision=POLICY).outcome == "INCONCLUSIVE"
 
 
 def test_a_near_copy_fails_by_itself_until_somebody_looked():
@@ -214,10 +282,10 @@ def test_a_near_copy_fails_by_itself_until_somebody_looked():
 def test_the_gate_judges_by_policy_and_conditions_together():
     report = audit(0)
     verdict = judge(report, (), decision=POLICY)
-    assert (verdict.outcome, [rule.id for rule in verdict.rules]) == ("PASS", ["audit-v1"])
+    assert (verdict.outcome, [rule.id for rule in verdict.rules]) == ("PASS", ["audit-v1", "audit-v1-copies"])
     assert verdict.exposure.exposed == 0
     both = judge(report, [RulePlan(id="MI001", when="exposure < 0.5")], decision=POLICY)
-    assert [rule.id for rule in both.rules] == ["audit-v1", "MI001"]
+    assert [rule.id for rule in both.rules] == ["audit-v1", "audit-v1-copies", "MI001"]
     assert judge(report, (), decision=DecisionPlan()) is None
 
 

@@ -213,6 +213,7 @@ def test_a_sequential_run_trains_it_once_without_everybody_it_might_attack(run, 
     monkeypatch.setattr(retrain, "fit", spied(retrain.fit, given))
     decision = DecisionPlan(policy="audit-v1", tau=0.9, sequential=True)
     changes = {"classes": "all", "chunk": 3, "decision": decision, "metrics": ("attack-accuracy", "exposure")}
+    changes["positive_control"] = False
     report = run_attack(counterfactual_plan(digits, folder / "sequential", folder / "cache", **changes))
     ((train, _, _),) = given
     assert all(name.endswith("(public)") for name in train.classes)

@@ -173,7 +173,7 @@ def test_a_model_without_gradients_is_inconclusive(digits: Path, cache: Path, tm
     plan = replace(
         digit_plan(digits, tmp_path / "run", cache),
         model=broken, seeds=1, classes="all", decision=EXPOSED, rules=(RulePlan(id="MI001", when="attack_acc1 > 0.9"),),
-        metrics=("attack-accuracy", "exposure"),
+        metrics=("attack-accuracy", "exposure"), positive_control=False,
     )  # fmt: skip
     report = run_attack(plan)
     assert report.targets[0].sha256 == healthy.sha256

@@ -16,7 +16,7 @@ from mi_audit.core.quantity import ClassValue, Measurement
 from mi_audit.core.report import ValidityFlag
 from mi_audit.report import trust, wording
 from tests.audit import test_gate
-from tests.audit.test_audit_v1 import POLICY, attack, audit, floor, outcome
+from tests.audit.test_audit_v1 import POLICY, WORKS, attack, audit, floor, outcome
 from tests.report import sample
 from tests.world import digit_plan
 
@@ -89,12 +89,18 @@ def test_it_runs_on_request_and_under_the_profile_thorough(profile, asked, wante
     assert positive.is_wanted(Plan(model=ModelPlan(ref="m"), profile=profile, positive_control=asked)) is wanted
 
 
+def test_the_policy_that_needs_it_runs_it():
+    plan = Plan(model=ModelPlan(ref="m"), profile="quick", decision=POLICY)
+    assert positive.is_wanted(plan)
+    assert not positive.is_wanted(replace(plan, positive_control=False))
+
+
 def test_it_is_no_floor_of_anything():
     labels = range(100)
     broken = attack(labels, labels, "control:positive:gmi", role="control")
     copies = measured("near_duplicates", {0: 1.0})
-    broken = replace(broken, measurements=(*broken.measurements, copies, measured("attack_acc1", {0: 1.0})))
-    ours = replace(attack(labels), measurements=(*attack(labels).measurements, copies))
+    broken = replace(broken, measurements=(broken.measurements[0], copies, measured("attack_acc1", {0: 1.0})))
+    ours = attack(labels, measurements=(copies,))
     report = audit(attacks=(ours,), controls=(floor(labels), broken))
     assert outcome(report)[0] == outcome(audit(attacks=(ours,)))[0] == "PASS"
     assert outcome(report)[1:] == outcome(audit(attacks=(ours,)))[1:]
@@ -124,11 +130,14 @@ def test_a_suite_that_breaks_nothing_or_another_model_than_declared_passes_nobod
         ours = attack(range(100), range(exposed))
         rated = test_gate.attack().measurements  # attack_acc1 is 0.3 [0.2, 0.4]
         ours = replace(ours, measurements=(*ours.measurements, *rated))
-        return judge(audit(attacks=(ours,), validity=(flag,)), rules, decision=decision)
+        works = () if check == WORKS.id else (WORKS,)
+        return judge(audit(attacks=(ours,), validity=(flag, *works)), rules, decision=decision)
 
     below, above = (RulePlan(id="r", when=f"attack_acc1 > {limit}") for limit in (0.5, 0.1))
     for passed in (True, None):
-        assert judged(passed, 0, POLICY).outcome == judged(passed, 0, None, below).outcome == "PASS"
+        assert judged(passed, 0, None, below).outcome == "PASS"
+        needed = passed is None and check == WORKS.id  # by the policy, not by a condition
+        assert judged(passed, 0, POLICY).outcome == ("INCONCLUSIVE" if needed else "PASS")
     assert judged(False, 0, POLICY).outcome == judged(False, 0, None, below).outcome == "INCONCLUSIVE"
     assert judged(False, 0, POLICY, below).reasons == (f"{check}: 5 of 20; more steps",)  # said once
     assert judged(False, 100, POLICY).outcome == judged(False, 0, None, above).outcome == "FAIL"  # a leak is a leak

@@ -45,7 +45,7 @@ def test_of_several_attacks_the_union_comes_first():
 
 
 def test_only_identities_with_both_values_are_paired():
-    labels, lost = range(100), {(label, 0) for label in range(50)}
+    labels, lost = range(100), {(label, seed) for label in range(50) for seed in (0, 1)}
     found = changes(audit(), audit(attacks=(attack(labels, range(60), missing=lost),)))["gmi"]
     assert (found.difference.count, found.difference.value) == (50, 0.2)
     nobody = {(label, 0) for label in range(1, 100)}
@@ -73,7 +73,35 @@ def test_a_regression_is_one_sided(after, expected):
 
 def test_a_regression_that_cannot_be_shown_is_inconclusive():
     verdict = judge(audit(3), (), audit(3, verifier=None), decision=POLICY)
-    assert verdict.outcome == "INCONCLUSIVE" and "not verified in both" in verdict.rules[1].reason
+    assert verdict.outcome == "INCONCLUSIVE" and "not verified in both" in verdict.rules[2].reason
+
+
+def regression(before, after):
+    found = {rule.id: rule for rule in judge(audit(attacks=after), (), audit(attacks=before), decision=POLICY).rules}
+    return found["audit-v1-regression"].outcome, found["audit-v1-regression"].reason
+
+
+def test_a_regression_is_judged_by_the_attacks_that_ran_in_both():
+    labels = range(100)
+    gmi, ppa = attack(labels), attack(labels, range(50), "ppa")
+    assert regression((gmi,), (gmi, ppa))[0] == "PASS"  # what the new attack finds was there before
+    outcome, reason = regression((gmi, ppa), (gmi,))
+    assert outcome == "INCONCLUSIVE" and "ppa of the baseline" in reason
+    assert regression((gmi, ppa), (attack(labels, range(8)),))[0] == "FAIL"
+    assert "no attack ran in both" in regression((gmi,), (ppa,))[1]
+
+
+def test_a_regression_needs_the_same_settings_and_seeds():
+    labels = range(100)
+    one = attack(labels, settings={"steps": 70, "crops": (0.9, 1.0)}, seeds=(0, 1))
+    saved = replace(one, settings={"crops": [0.9, 1.0], "steps": 70})
+    assert regression((saved,), (one,))[0] == "PASS"
+    for other, why in (
+        (replace(one, settings={"steps": 7, "crops": (0.9, 1.0)}), "other settings"),
+        (attack(labels, settings=one.settings, seeds=(0, 1, 2)), "other seeds"),
+    ):
+        outcome, reason = regression((one,), (other,))
+        assert outcome == "INCONCLUSIVE" and why in reason
 
 
 def test_the_interval_of_a_change_covers():

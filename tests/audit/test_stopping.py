@@ -9,13 +9,15 @@ from mi_audit.audit import control, defend
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.defend import run_defense
 from mi_audit.audit.exposed import drawing_order, drawn_at_random
-from mi_audit.audit.plan import AttackPlan, DecisionPlan, Plan
+from mi_audit.audit.gate import judge
+from mi_audit.audit.plan import AttackPlan, DecisionPlan, Plan, RulePlan
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.stopping import enough_people, stops_early
 from mi_audit.audit.verifier import Verifier
 from mi_audit.core.metric import Verification
 from mi_audit.store.datasets import load_splits
 from tests.audit.test_audit_v1 import attack, audit, floor
+from tests.report import sample
 from tests.world import SMOKE, defend_plan, digit_plan
 
 SEQUENTIAL = DecisionPlan(policy="audit-v1", tau=0.98, sequential=True)
@@ -85,6 +87,22 @@ def test_only_a_gate_that_looks_stops_early(tmp_path: Path):
     assert stops_early(replace(plan, decision=SEQUENTIAL, metrics=("fid", "exposure")))
 
 
+def test_other_numbers_of_a_run_that_stopped_early_pass_nothing():
+    ours = replace(attack(range(100)), measurements=(*attack(range(100)).measurements, *sample.measurements(0.3, 0.99)))
+    whole = audit(attacks=(ours,))
+    early = replace(whole, planned=tuple(range(200)))
+    for when, outcome in (
+        ("attack_acc1 > 0.9", "INCONCLUSIVE"),
+        ("attack_acc1 > 0.1", "FAIL"),
+        ("accuracy < 0.5", "PASS"),
+    ):
+        rule = RulePlan(id="r", when=when)
+        assert judge(whole, [rule]).outcome == ("PASS" if outcome == "INCONCLUSIVE" else outcome)
+        verdict = judge(early, [rule])
+        assert verdict.outcome == outcome
+        assert outcome != "INCONCLUSIVE" or "stopped early on exposure" in verdict.rules[0].reason
+
+
 def test_the_first_of_the_order_are_drawn_at_random_and_others_are_not():
     report = audit(people=100)
     drawn = tuple(sorted(drawing_order(range(100), report.targets[0].sha256)[:40]))
@@ -106,8 +124,9 @@ def blind_verifier(monkeypatch: pytest.MonkeyPatch):
 
 def all_digits(plan: Plan) -> Plan:
     return replace(
-        plan, classes="all", seeds=1, attacks=(AttackPlan(name="gmi", settings=SMOKE["gmi"]),), decision=SEQUENTIAL
-    )
+        plan, classes="all", seeds=1, attacks=(AttackPlan(name="gmi", settings=SMOKE["gmi"]),), decision=SEQUENTIAL,
+        positive_control=False,
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("blind_verifier")

@@ -127,7 +127,27 @@ def test_gate_by_exposure_decides_and_is_repeated(cli, saved):
     cli("gate", "people", "--policy", "audit-v1", "--threshold", "0.4", "--report", "json:judged.json")
     (saved / "people" / "result.json").write_bytes((saved / "judged.json").read_bytes())
     again = json.loads(cli("gate", "people", "--json").stdout)["verdict"]
-    assert again["exposure"]["tau"] == 0.4 and [rule["id"] for rule in again["rules"]] == ["audit-v1"]
+    assert again["exposure"]["tau"] == 0.4 and [rule["id"] for rule in again["rules"]] == [
+        "audit-v1",
+        "audit-v1-copies",
+    ]
+
+
+def test_a_run_that_was_judged_against_a_baseline_is_not_judged_without_it(cli, saved):
+    from tests.audit.test_audit_v1 import audit as exposing
+
+    for name, exposed in (("old", 0), ("new", 8)):
+        (saved / name).mkdir()
+        write_result(saved / name / "result.json", exposing(exposed))
+    assert cli("gate", "new", "--policy", "audit-v1").exit_code == 0
+    words = ("--baseline", "old", "--policy", "audit-v1")
+    assert cli("gate", "new", *words, "--report", "json:judged.json").exit_code == 1
+    (saved / "new" / "result.json").write_bytes((saved / "judged.json").read_bytes())
+    for again in ((), ("--policy", "audit-v1")):
+        done = cli("gate", "new", *again)
+        assert done.exit_code == 2 and "--baseline" in done.stderr
+    assert cli("gate", "new", "--baseline", "old").exit_code == 1
+    assert cli("gate", "new", "--fail-on", "accuracy < 0.5").exit_code == 0
 
 
 def test_a_threshold_needs_its_policy(cli, saved):

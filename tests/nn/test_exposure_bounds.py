@@ -47,17 +47,40 @@ def test_forecast_names_how_many_more_would_decide():
 
 
 def test_counting_stops_at_the_first_decision():
-    found = sequential_bounds(outcomes(0, 100), None, 0.1, 0.05, 1.0)
-    assert (found.state, found.seen, found.method) == ("PASS", 35, "e-process") and found.upper <= 0.1
-    found = sequential_bounds(outcomes(100, 100), None, 0.1, 0.05, 1.0)
-    assert found.state == "FAIL" and found.seen < 6 and found.lower > 0.1
+    found = sequential_bounds(outcomes(0, 35), None, 0.1, 0.05, 1.0)
+    assert (found.state, found.method) == ("PASS", "e-process") and found.upper <= 0.1
+    assert sequential_bounds(outcomes(0, 34), None, 0.1, 0.05, 1.0).state == "CONTINUE"
+    found = sequential_bounds(outcomes(6, 6), None, 0.1, 0.05, 1.0)
+    assert found.state == "FAIL" and found.lower > 0.1
 
 
 def test_counting_goes_on_and_says_for_how_long():
     found = sequential_bounds(outcomes(0, 30), None, 0.1, 0.05, 1.0)
-    assert (found.state, found.seen, found.more) == ("CONTINUE", 30, 5)
+    assert (found.state, found.more) == ("CONTINUE", 5)
 
 
 def test_in_the_end_the_census_decides():
     found = sequential_bounds(outcomes(1, 10), 10, 0.1, 0.05, 1.0)
     assert (found.state, found.method) == ("PASS", "census")
+
+
+def late(unexposed, exposed, total):
+    """Nobody at first, then everybody: the evidence for a low share came first."""
+    both = (0.0,) * unexposed + (1.0,) * exposed
+    return sequential_bounds((both, both), total, 0.1, 0.05, 1.0)
+
+
+def test_a_census_is_never_judged_by_what_its_beginning_said():
+    found = late(32, 32, 64)
+    assert (found.state, found.method, found.lower, found.upper) == ("FAIL", "census", 0.5, 0.5)
+    assert sequential_bounds(outcomes(6, 64), 64, 0.1, 0.05, 1.0).state == "PASS"  # the first six would fail
+
+
+def test_hits_after_the_decision_are_counted():
+    found = late(40, 24, 530)
+    assert found.state == "CONTINUE" and found.lower <= 24 / 64 <= found.upper
+    assert found.more == 466  # the evidence contradicts itself, so only the census is left
+    assert late(40, 24, None).more is None
+    few = late(60, 8, 530)  # 8 of 68 are more than the limit, although not for sure
+    assert few.state == "CONTINUE" and few.upper >= 8 / 68
+    assert late(60, 1, 530).state == "PASS"

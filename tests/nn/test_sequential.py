@@ -77,6 +77,21 @@ def test_bounds_agree_with_the_decision():
     assert decide(outcomes[:63], outcomes[:63], 0.1, 0.1).state == "CONTINUE"
 
 
+def test_what_refutes_both_decides_nothing():
+    low, high = np.zeros(60), np.ones(60)
+    for outcomes in (np.concatenate([low, high]), np.concatenate([high, low, low, low, low, low, low, low, low, low])):
+        for total in (None, 700):
+            assert decide(outcomes, outcomes, 0.1, 0.1, total).state == "CONTINUE"
+            assert decide(outcomes[:60], outcomes[:60], 0.1, 0.1, total).state != "CONTINUE"
+
+
+def test_a_share_beyond_the_limit_takes_a_decision_back():
+    outcomes = np.concatenate([np.zeros(60), np.ones(8)])
+    assert (evidence_above(outcomes, 0.1) < np.log(20)).all()
+    assert decide(outcomes, outcomes, 0.1, 0.1).state == "CONTINUE"
+    assert decide(outcomes[:-3], outcomes[:-3], 0.1, 0.1).state == "PASS"  # 5 of 65
+
+
 def test_unknown_outcomes_neither_pass_nor_fail():
     nobody, everybody = np.zeros(60), np.ones(60)
     assert decide(nobody, nobody, 0.1, 0.1).state == "PASS"
