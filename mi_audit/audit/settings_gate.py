@@ -61,7 +61,7 @@ class WaiverTable(Table):
 
 
 def named_rules(value: object) -> object:
-    """Conditions, separated by semicolons in a text, as rules: `ID: CONDITION`, or with a running name without an ID."""
+    """Conditions, separated by semicolons in a text, as rules: `ID: CONDITION`; without an ID they get a number."""
     texts = value.split(";") if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
@@ -72,7 +72,7 @@ def named_rules(value: object) -> object:
     ]
 
 
-def written_rule(place: int, id: str, when: str) -> str:  # noqa: A002
+def written_rule(place: int, id: str, when: str) -> str:
     """A rule as `named_rules` reads it back at `place` from 1, with its ID where it was given one."""
     named = f"{id}: {when}"
     found = NAMED.fullmatch(named)
