@@ -431,3 +431,25 @@ def test_any_rule_that_is_printed_with_its_name_is_read_back(name, place):
     written = written_rule(place, name, when)
     (rule,) = named_rules([written])
     assert rule["when"] == when and (written == when or rule["id"] == name)
+
+
+def test_paths_of_a_project_file_are_said_as_seen_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "sub").mkdir()
+    text = '[model]\nref = "dist/m.safetensors"\n[data]\nprivate = "sub/faces"\npublic = "local-dir:other"\n'
+    write(tmp_path, text + '[run]\nout = "/elsewhere/run"\n[baseline]\nfile = "main.json"')
+    monkeypatch.chdir(tmp_path / "sub")
+    found = merged(folder=tmp_path / "sub")
+    assert str(tmp_path) not in command_line(found, "attack")
+    settings = found.settings
+    assert (settings.model.ref, settings.data.private) == ("../dist/m.safetensors", "faces")
+    assert (settings.data.public, settings.baseline.file) == ("local-dir:../other", Path("../main.json"))
+    assert settings.run.out == Path("/elsewhere/run")
+
+
+def test_paths_of_a_named_file_below_the_working_directory_are_relative(tmp_path, monkeypatch):
+    (tmp_path / "ci").mkdir()
+    named = write(tmp_path / "ci", f'[model]\nref = "m/x"\n[data]\nprivate = "{tmp_path / "faces"}"', "ci.toml")
+    monkeypatch.chdir(tmp_path)
+    found = merged(folder=tmp_path, config=named).settings
+    assert (found.model.ref, found.data.private) == ("ci/m/x", "faces")
