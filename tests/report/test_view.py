@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from mi_audit.report import view
+from mi_audit.report.html import html
 from tests.report import sample
 
 
@@ -44,10 +45,12 @@ def test_the_control_of_the_facts_is_the_one_that_ran():
     untrained = replace(sample.control(), name="control:untrained:ppa")
     report = sample.audit(attacks=(sample.attack("ppa", 0.3), untrained))
     fact = view.key_facts(report)[1]
-    assert (fact.title, fact.note) == ("Control", "the same attack on untrained weights")
+    assert (fact.title, fact.note) == ("Control", "[7.0, 17.0] the same attack on untrained weights")
     assert view.floor_words(report) == "the same attack on untrained weights"
     usual = view.key_facts(sample.audit())[1]
-    assert (usual.title, usual.note) == ("Without the model", "random pictures of the prior")
+    assert (usual.title, usual.note) == ("Without the model", "[7.0, 17.0] random pictures of the prior")
     assert view.floor_words(sample.audit()) == "random pictures of the prior"
+    page = html(report, None)
+    assert "control: the same attack on untrained weights" in page and "andom pictures of the prior" not in page
     alone = sample.audit(attacks=(sample.attack("ppa", 0.3),))
     assert view.key_facts(alone)[1].note == "no control was run" and view.floor_words(alone) == "none was run"
