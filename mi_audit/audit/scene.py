@@ -32,6 +32,9 @@ ELSEWHERE = (
     "cache",
     "decision",
     "waivers",
+    "rules",
+    "baseline",
+    "max_regression",
 )  # of a plan, what no result depends on
 SMALLEST, LARGEST = 32, 128  # sides in pixels that the shipped priors are built for
 

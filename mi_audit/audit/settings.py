@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan, RulePlan
-from mi_audit.audit.settings_gate import decision_of, waivers_of
+from mi_audit.audit.settings_gate import decision_of, waivers_of, written_rule
 from mi_audit.audit.settings_kinds import Table
 from mi_audit.audit.settings_sources import (
     Key,
@@ -36,6 +36,7 @@ PLACES = {
     ("waivers",),
 }  # not in results
 RETRAINING = {("defend", name) for name in ("pretrained", "epochs", "lr", "batch_size")}  # of counterfactual targets
+IDLE = {("decision", name) for name in ("tau", "alpha", "sequential")}  # refused without --policy audit-v1
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +188,10 @@ def command_line(resolved: Resolved, verb: str, *, allow_pickle: bool = False) -
     retraining = RETRAINING if verb == "attack" and "counterfactual" in resolved.settings.run.controls else set()
     if resolved.settings.model.ref is not None:
         words.append(resolved.settings.model.ref)
+    idle = IDLE if resolved.settings.decision.policy != "audit-v1" else set()
     for key, value in sorted(resolved.values.items()):
         if (
-            key not in PLACES
+            key not in PLACES | idle
             and key not in (("model", "ref"), ("version",))
             and (verb == "defend" or key in retraining or key[0] != "defend")
         ):
@@ -199,7 +201,7 @@ def command_line(resolved: Resolved, verb: str, *, allow_pickle: bool = False) -
 
 def _option(key: Key, value: object) -> list[str]:
     if key == ("gate",) and isinstance(value, list | tuple):
-        return [word for rule in value for word in ("--fail-on", str(rule["when"]))]
+        return [word for place, rule in enumerate(value, 1) for word in ("--fail-on", written_rule(place, **rule))]
     flag, _, name = flag_of(key).partition(" ")
     if name:
         return [flag, f"{name}={_toml(value)}"]

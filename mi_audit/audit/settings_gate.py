@@ -1,5 +1,6 @@
 """The tables of `mi-audit.toml` about the gate: what to fail on, how to decide, and who answers for a failure."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,8 @@ from pydantic import BeforeValidator, Field
 from mi_audit.audit.plan import DecisionPlan, WaiverPlan
 from mi_audit.audit.settings_kinds import Chance, Share, Table
 from mi_audit.core.errors import ConfigError
+
+NAMED = re.compile(r"([^][:;<>=\s](?:[^][:;<>=]*[^][:;<>=\s])?):\s+(.+)", re.DOTALL)  # no condition begins so
 
 
 class RuleTable(Table):
@@ -58,11 +61,22 @@ class WaiverTable(Table):
 
 
 def named_rules(value: object) -> object:
-    """Bare conditions, separated by semicolons in a text, as rules with running names."""
+    """Conditions, separated by semicolons in a text, as rules: `ID: CONDITION`; without an ID they get a number."""
     texts = value.split(";") if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
-    return [{"id": f"rule-{place}", "when": text.strip()} for place, text in enumerate(texts, 1)]
+    parts = [(place, NAMED.fullmatch(text.strip()), text.strip()) for place, text in enumerate(texts, 1)]
+    return [
+        {"id": named[1], "when": named[2]} if named else {"id": f"rule-{place}", "when": text}
+        for place, named, text in parts
+    ]
+
+
+def written_rule(place: int, id: str, when: str) -> str:
+    """A rule as `named_rules` reads it back at `place` from 1, with its ID where it was given one."""
+    named = f"{id}: {when}"
+    found = NAMED.fullmatch(named)
+    return named if id != f"rule-{place}" and found and found[1] == id else when
 
 
 Rules = Annotated[tuple[RuleTable, ...], BeforeValidator(named_rules)]

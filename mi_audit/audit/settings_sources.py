@@ -71,7 +71,8 @@ def from_file(file: Path) -> Layer:
     nested = document.get("tool", {}).get("mi-audit", {}) if file.name == "pyproject.toml" else document
     values = dict(_flat(_checked(nested, str(file), _written)))
     here = file.parent.resolve() == Path.cwd()
-    anchored = values if here else {key: _anchor(key, value, file.parent) for key, value in values.items()}
+    folder = _seen_from_here(file.parent)
+    anchored = values if here else {key: _anchor(key, value, folder) for key, value in values.items()}
     return Layer(anchored, dict.fromkeys(values, str(file)))
 
 
@@ -208,15 +209,28 @@ def _parsed(text: str) -> object:
         return text  # a word without quotes
 
 
+def _seen_from_here(folder: Path) -> Path:
+    """`folder` relative to the working directory where one holds the other, so that no result names a home folder."""
+    whole, here = folder.resolve(), Path.cwd()
+    near = whole.is_relative_to(here) or here.is_relative_to(whole)
+    return Path(os.path.relpath(whole, here)) if near else folder
+
+
+def _shortened(path: Path) -> Path:
+    """`path` relative to the working directory when it lies below it."""
+    whole = Path(os.path.normpath(Path.cwd() / path))
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path
+
+
 def _anchor(key: Key, value: object, folder: Path) -> object:
     """`value` seen from the working directory, when it is a path relative to `folder`."""
     if isinstance(value, Path):
-        return folder / value.expanduser()
+        return _shortened(folder / value.expanduser())
     if key not in REFERENCES or not isinstance(value, str):
         return value
     if value.startswith("local-dir:"):
-        return "local-dir:" + str(folder / Path(value.removeprefix("local-dir:")).expanduser())
+        return "local-dir:" + str(_shortened(folder / Path(value.removeprefix("local-dir:")).expanduser()))
     if SCHEME.match(value) or value.startswith(TIMM_SOURCES):
         return value
-    path = folder / Path(value).expanduser()
+    path = _shortened(folder / Path(value).expanduser())
     return str(path) if os.sep in value or "/" in value or path.exists() else value

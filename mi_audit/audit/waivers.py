@@ -8,6 +8,7 @@ from mi_audit.audit.plan import WaiverPlan
 from mi_audit.core.report import AuditReport, Outcome, RuleResult, Waiver
 
 APPLIED = "applied"
+REGISTRIES = ("hf-hub:", "timm:", "torchvision:", "built-in:", "py:")  # models that lie in no folder of the user's
 
 
 def settle(
@@ -57,9 +58,18 @@ def _objection(
 
 
 def _beside(source: str, model: str) -> bool:
-    """Whether the settings lie in the folder of the model, or anywhere in the model when it is a folder."""
-    place = model.removeprefix("local-dir:")
-    if ":" in place:  # a name in some registry
+    """Whether the settings lie in the folder of the model, or anywhere in the model when it is a folder.
+
+    A relative reference was written as seen from the folder of the audit. Where it leads nowhere from here, names are
+    compared: something called like the model lies beside the settings, or they lie in a folder of its path.
+    """
+    if model.startswith(REGISTRIES):
         return False
-    path, settings = Path(place).expanduser().resolve(), Path(source).expanduser().resolve()
+    written = Path(model.removeprefix("local-dir:")).expanduser()
+    settings = Path(source).expanduser().resolve()
+    if not written.exists():
+        named = tuple(part for part in written.parts if part not in ("..", written.anchor))
+        inside = any(folder.parts[-len(named) :] == named for folder in settings.parents) if named else True
+        return inside or (settings.parent / written.name).exists()
+    path = written.resolve()
     return settings.is_relative_to(path) or (path.is_file() and settings.parent == path.parent)

@@ -134,20 +134,32 @@ def resume(
     kind, settings = saved.get("kind"), saved.get("plan")
     if kind not in ("attack", "defend") or not isinstance(settings, dict):
         raise ConfigError(f"expected a plan of an attack or a defense in {path}, got {kind!r}; repeat the command")
-    run(current(), replace(plan_from_json(settings), out=path), str(kind), wanted, exit_zero=exit_zero)
+    plan = replace(plan_from_json(settings), out=path)
+    check_gate(plan, str(kind))
+    run(current(), plan, str(kind), wanted, exit_zero=exit_zero)
 
 
 def planned(given: Given, verb: str, *, allow_pickle: bool = False, fresh: bool = False) -> Plan:
     """The plan of a command, with its gate checked now rather than after hours of work."""
     plan = plan_of(given.resolve(), verb, known_attacks, allow_pickle=allow_pickle, fresh=fresh)
-    from mi_audit.audit.expression import parse
+    check_gate(plan, verb)
+    return plan
+
+
+def check_gate(plan: Plan, kind: str) -> None:
+    """Refuse what could not be judged once all is measured.
+
+    Raises:
+        ConfigError: A rule cannot be read, names an unknown metric, or needs a baseline that is not there.
+    """
+    from mi_audit.audit.asked import check_rules
+    from mi_audit.audit.registry import metrics
     from mi_audit.store.results import read_result
 
-    for rule in plan.rules:
-        parse(rule.when)
+    measured = {name for metric in metrics().values() for name in metric.names}
+    check_rules(plan.rules, measured, plan.baseline is not None or kind == "defend", plan.max_regression)
     if plan.baseline is not None:
         read_result(plan.baseline)
-    return plan
 
 
 def known_attacks() -> dict[str, frozenset[str]]:

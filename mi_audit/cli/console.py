@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,44 @@ from mi_audit.cli.session import Session, say, stderr
 
 INTERVAL = 15.0  # seconds between two plain lines about the same work
 REDRAW = 0.1
+LEAST_WAY, LEAST_REPORTS = 0.05, 3  # before a time is foretold
+PAUSE = 3.0  # how many times longer than all other gaps together a pause is
+
+
+@dataclass
+class Pace:
+    """How fast something goes, by its own reports alone.
+
+    A gap that took longer than three times all the others together was a pause, such as a laptop asleep.
+
+    Attributes:
+        began, first: Seconds at the first report, and how much was done by then.
+        now, done: The same of the last report.
+        reports: How many there were.
+        gap, leap: The longest time between two reports, and how much was done in it.
+    """
+
+    began: float
+    first: int
+    now: float
+    done: int
+    reports: int = 1
+    gap: float = 0.0
+    leap: int = 0
+
+    def report(self, now: float, done: int) -> None:
+        if now - self.now > self.gap:
+            self.gap, self.leap = now - self.now, done - self.done
+        self.now, self.done, self.reports = now, done, self.reports + 1
+
+    def left(self, total: int) -> float | None:
+        """Seconds until `total`; None while too little is known: before 5 % of the way, or before 3 reports."""
+        spent, way = self.now - self.began, self.done - self.first
+        if self.reports < LEAST_REPORTS or way <= 0 or way < LEAST_WAY * (total - self.first):
+            return None
+        if self.gap > PAUSE * (spent - self.gap) and way > self.leap:
+            spent, way = spent - self.gap, way - self.leap
+        return spent / way * (total - self.done)
 
 
 class Lines:
@@ -37,22 +76,29 @@ class Lines:
         self, write: Callable[[str], None], interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._write, self._interval, self._clock = write, interval, clock
-        self._began: dict[str, tuple[float, int]] = {}
+        self._paces: dict[str, Pace] = {}
         self._shown: dict[str, float] = {}
 
     def stage(self, title: str) -> None:
+        self._paces.clear()
+        self._shown.clear()
         self._write(f"== {title}")
 
     def step(self, label: str, done: int, total: int) -> None:
-        now = self._clock()
-        began, first = self._began.setdefault(label, (now, done))
+        now, pace = self._clock(), self._paces.get(label)
+        if pace is None or done < pace.done:  # the label of work that was never finished is used again
+            pace = self._paces[label] = Pace(now, done, now, done)
+            self._shown.pop(label, None)
+        else:
+            pace.report(now, done)
         if done >= total:
             if label in self._shown:
-                self._write(f"{label}: done in {duration(now - began)}")
-            self._began.pop(label), self._shown.pop(label, None)
-        elif now - self._shown.get(label, began) >= self._interval:
+                self._write(f"{label}: done in {duration(now - pace.began)}")
+            self._paces.pop(label), self._shown.pop(label, None)
+        elif now - self._shown.get(label, pace.began) >= self._interval:
             self._shown[label] = now
-            left = f", about {duration((now - began) / (done - first) * (total - done))} left" if done > first else ""
+            seconds = pace.left(total)
+            left = "" if seconds is None else f", about {duration(seconds)} left"
             self._write(f"{label}: {100 * done // max(total, 1)}%{left}")
 
     def note(self, text: str) -> None:

@@ -108,7 +108,7 @@ def show(session: Session, result: Result, folder: Path | None = None) -> None:
     else:
         from mi_audit.report.terminal import show as show_terminal
 
-        show_terminal(result, stdout(), _timing(folder))
+        show_terminal(result, stdout(), read_timing(folder))
 
 
 def verdict_code(result: Result, exit_zero: bool) -> int:
@@ -121,7 +121,7 @@ def verdict_code(result: Result, exit_zero: bool) -> int:
 def _html(result: Result, folder: Path | None, *, images: bool, names: bool) -> str:
     from mi_audit.report.html import html
 
-    return html(result, folder, _timing(folder), images, names)
+    return html(result, folder, read_timing(folder), images, names)
 
 
 def _text(result: Result, folder: Path | None) -> str:
@@ -130,7 +130,7 @@ def _text(result: Result, folder: Path | None) -> str:
     from mi_audit.report.terminal import show as show_terminal
 
     page = io.StringIO()
-    show_terminal(result, Console(file=page, width=100, no_color=True, highlight=False), _timing(folder))
+    show_terminal(result, Console(file=page, width=100, no_color=True, highlight=False), read_timing(folder))
     return page.getvalue()
 
 
@@ -180,7 +180,7 @@ _PLAIN: Mapping[Format, Callable[[Result], str]] = {
 }
 
 
-def _timing(folder: Path | None) -> dict[str, Any] | None:
+def read_timing(folder: Path | None) -> dict[str, Any] | None:
     file = folder / "timing.json" if folder is not None else None
     if file is None or not file.is_file():
         return None

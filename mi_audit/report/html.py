@@ -57,6 +57,7 @@ def html(
         worst=worst,
         names=names,
         facts=view.key_facts(result),
+        floor=view.floor_words(result),
         pictures=_pictures_note(folder, images),
         timing=timing,
         script=script,

@@ -59,16 +59,25 @@ def key_facts(result: AuditReport | Comparison) -> tuple[Fact, ...]:
         reached = strongest.measurement("attack_acc1")
         earlier = measurement_of(named(before, strongest.name), "attack_acc1")
         found.append(_fact(title, earlier, reached, "top-1 attack accuracy"))
-        floor = measurement_of(wording.control_for(after, strongest), "attack_acc1")
-        found.append(_fact("Without the model", None, floor, "random pictures of the prior"))
+        control = wording.control_for(after, strongest)
+        title = "Without the model" if control is None or wording.is_random(control) else "Control"
+        about = "no control was run" if control is None else wording.control_words(control)
+        found.append(_fact(title, None, measurement_of(control, "attack_acc1"), about))
     for row in utility(result)[:1]:
         found.append(_fact("Accuracy of the model", row.before, row.after, "on private test images"))
     seeds = len({seed for attack in wording.attacks(after) for seed in attack.seeds})
     classes = f"{len(after.attacked):,} of {len(after.classes):,}"
     runs = wording.plural(seeds, "seed")
-    about = f"{runs}; {len(after.planned):,} planned, the gate had decided" if after.planned else runs
+    about = f"{runs}; {len(after.planned):,} planned, the bounds had decided" if after.planned else runs
     found.append(Fact("Classes attacked", classes, about, None))
     return tuple(found)
+
+
+def floor_words(result: AuditReport | Comparison) -> str:
+    """The controls that attacks are shown beside, in words."""
+    _, after = sides(result)
+    controls = [control for attack in wording.attacks(after) if (control := wording.control_for(after, attack))]
+    return " or ".join(dict.fromkeys(wording.control_words(control) for control in controls)) or "none was run"
 
 
 def blocks(result: AuditReport | Comparison) -> tuple[Block, ...]:

@@ -56,7 +56,10 @@ def audit_sentence(report: AuditReport) -> str:
     floor = control.measurement("attack_acc1") if control else None
     if floor is None or floor.value is None:
         return f"{sentence}; there is no control to compare with."
-    return f"{sentence}; random pictures that never saw the model reach {rounded(floor, spread=False)}."
+    found = rounded(floor, spread=False)
+    if control is not None and not is_random(control):
+        return f"{sentence}; the control ({control_words(control)}) reaches {found}."
+    return f"{sentence}; random pictures that never saw the model reach {found}."
 
 
 def strongest_attack(report: AuditReport) -> AttackResult | None:
@@ -73,7 +76,7 @@ def attacks(report: AuditReport) -> tuple[AttackResult, ...]:
 def control_for(report: AuditReport, attack: AttackResult) -> AttackResult | None:
     """The random samples of the same prior as `attack`, else another control with it, else any control."""
     controls = [other for other in report.attacks if other.floor]
-    controls.sort(key=lambda control: not control.name.startswith("control:random"))
+    controls.sort(key=lambda control: not is_random(control))
     return next((other for other in controls if other.prior == attack.prior), controls[0] if controls else None)
 
 
@@ -89,6 +92,16 @@ def isolates(name: str) -> str:
     """What a control tells apart from a leak."""
     kind = name.removeprefix("control:")
     return next((text for start, text in CONTROLS.items() if kind.startswith(start)), "")
+
+
+def is_random(control: AttackResult) -> bool:
+    """Whether the control is random pictures, which never saw the model."""
+    return control.name.startswith("control:random")
+
+
+def control_words(control: AttackResult) -> str:
+    """What a control is, without what it tells apart."""
+    return isolates(control.name).partition(":")[0].partition(",")[0] or attack_title(control.name)
 
 
 def notes(result: AuditReport | Comparison) -> tuple[str, ...]:
@@ -228,7 +241,7 @@ def words(name: str) -> str:
 def attacked_line(report: AuditReport) -> str:
     """`32 of 530 classes attacked`, and why no more."""
     line = f"{len(report.attacked):,} of {plural(len(report.classes), 'class', 'classes')} attacked"
-    return f"{line}; {len(report.planned):,} were planned, but the gate had decided" if report.planned else line
+    return f"{line}; {len(report.planned):,} were planned, but the bounds had decided" if report.planned else line
 
 
 def exposure_sentence(exposure: Exposure) -> str:

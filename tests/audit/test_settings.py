@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from mi_audit.audit.plan import AttackPlan, DecisionPlan, DefendPlan, ModelPlan, Plan, RulePlan
 from mi_audit.audit.settings import command_line, plan_from_json, plan_of, plan_to_json, resolve, select, template
+from mi_audit.audit.settings_gate import named_rules, written_rule
 from mi_audit.audit.settings_sources import find_project_file, from_environment, from_file, from_flags
 from mi_audit.audit.settings_tables import Settings, describe, leaves, variable_of
 from mi_audit.core.errors import ConfigError
@@ -408,3 +410,46 @@ def test_what_only_the_policy_heeds_needs_the_policy(tmp_path, option):
         plan_of(deciding(tmp_path, **option), "attack", lambda: TAGS)
     with pytest.raises(ConfigError, match="--threshold"):
         deciding(tmp_path, policy="audit-v1", tau="1.0")
+
+
+def test_the_printed_command_keeps_the_names_of_rules_and_drops_what_no_policy_heeds(tmp_path):
+    rules = '[[gate]]\nid = "MI001"\nwhen = "attack_acc1 > 0.1"\n[[gate]]\nid = "rule-2"\nwhen = "fid[a:b] < 3"\n'
+    write(tmp_path, rules + "[decision]\ntau = 0.05\nalpha = 0.01\nsequential = true")
+    found = merged({("model", "ref"): "m"}, folder=tmp_path)
+    line = command_line(found, "attack")
+    assert line == "mi-audit attack m --fail-on 'MI001: attack_acc1 > 0.1' --fail-on 'fid[a:b] < 3'"
+    words = shlex.split(line)
+    typed = {("model", "ref"): "m", ("gate",): [words[4], words[6]]}
+    again = plan_of(merged(typed, folder=tmp_path, discover=False), "attack", lambda: TAGS)
+    assert again.rules == plan_of(found, "attack", lambda: TAGS).rules
+    assert again.rules[0] == RulePlan(id="MI001", when="attack_acc1 > 0.1")
+
+
+@given(name=st.text(max_size=12), place=st.integers(1, 3))
+def test_any_rule_that_is_printed_with_its_name_is_read_back(name, place):
+    when = "attack_acc1[control:random] > 0.1"
+    written = written_rule(place, name, when)
+    (rule,) = named_rules([written])
+    assert rule["when"] == when and (written == when or rule["id"] == name)
+
+
+def test_paths_of_a_project_file_are_said_as_seen_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "sub").mkdir()
+    text = '[model]\nref = "dist/m.safetensors"\n[data]\nprivate = "sub/faces"\npublic = "local-dir:other"\n'
+    write(tmp_path, text + '[run]\nout = "/elsewhere/run"\n[baseline]\nfile = "main.json"')
+    monkeypatch.chdir(tmp_path / "sub")
+    found = merged(folder=tmp_path / "sub")
+    assert str(tmp_path) not in command_line(found, "attack")
+    settings = found.settings
+    assert (settings.model.ref, settings.data.private) == ("../dist/m.safetensors", "faces")
+    assert (settings.data.public, settings.baseline.file) == ("local-dir:../other", Path("../main.json"))
+    assert settings.run.out == Path("/elsewhere/run")
+
+
+def test_paths_of_a_named_file_below_the_working_directory_are_relative(tmp_path, monkeypatch):
+    (tmp_path / "ci").mkdir()
+    named = write(tmp_path / "ci", f'[model]\nref = "m/x"\n[data]\nprivate = "{tmp_path / "faces"}"', "ci.toml")
+    monkeypatch.chdir(tmp_path)
+    found = merged(folder=tmp_path, config=named).settings
+    assert (found.model.ref, found.data.private) == ("ci/m/x", "faces")

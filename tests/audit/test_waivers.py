@@ -67,6 +67,28 @@ def test_a_model_cannot_excuse_itself(tmp_path, monkeypatch):
     assert outcome("hf-hub:someone/export", "export/waivers.toml") == "PASS"
 
 
+def test_a_model_cannot_excuse_itself_when_it_is_judged_from_elsewhere(tmp_path, monkeypatch):
+    for folder in ("project/dist", "project/export/deep", "elsewhere", "project/a:b"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "project/dist/model.safetensors").touch()
+    (tmp_path / "project/a:b/model.safetensors").touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def outcome(model, source):
+        waiver = replace(WAIVER, source=str(tmp_path / "project" / source))
+        return verdict(waiver, targets=(sample.model(0.9, ref=model),)).outcome
+
+    assert outcome("dist/model.safetensors", "dist/mi-audit.toml") == "FAIL"
+    assert outcome("dist/model.safetensors", "mi-audit.toml") == "PASS"
+    assert outcome("local-dir:export", "export/deep/waivers.toml") == "FAIL"
+    assert outcome("../export", "export/waivers.toml") == "FAIL"
+    assert outcome("export", "dist/waivers.toml") == "PASS"
+    assert outcome("a:b/model.safetensors", "a:b/waivers.toml") == "FAIL"
+    assert outcome("timm:export", "export/waivers.toml") == "PASS"
+    monkeypatch.chdir(tmp_path / "project")
+    assert outcome("a:b/model.safetensors", "a:b/waivers.toml") == "FAIL"
+
+
 def test_waivers_end_with_the_day_in_utc():
     now = datetime.now(UTC).date()
     assert verdict(replace(WAIVER, expires=now + timedelta(days=1)), today=None).outcome == "PASS"

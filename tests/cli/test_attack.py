@@ -118,6 +118,36 @@ def test_a_wrong_rule_is_refused_before_the_run(cli, engine, rule):
     assert not engine.seen
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["--fail-on", "atack_acc1 > 0.1"], "did you mean 'attack_acc1'?"),
+        (["--fail-on", "attack_acc1 - baseline.attack_acc1 > 0"], "give --baseline"),
+        (["--max-regression", "0.02"], "give --baseline"),
+    ],
+)
+def test_what_could_not_be_judged_is_refused_before_the_run(cli, engine, words, advice):
+    done = cli("attack", "m", *words)
+    assert done.exit_code == 2 and advice in done.stderr
+    assert not engine.seen
+
+
+def test_the_undefended_twin_is_a_baseline_and_metrics_of_the_registry_are_known(cli, engine):
+    words = ["--fail-on", "baseline.lpips_vgg_min_train - fid > 0", "--max-regression", "0.02"]
+    assert cli("defend", "m", *words).exit_code == 0
+    assert len(engine.seen) == 1
+
+
+def test_a_corrected_gate_goes_on_in_the_same_run_folder(tmp_path):
+    from mi_audit.audit.plan import ModelPlan, Plan
+    from mi_audit.audit.scene import run_folder_path
+
+    plan = Plan(model=ModelPlan(ref="m"))
+    asked = Plan(model=plan.model, rules=(RulePlan(id="a", when="fid > 3"),), baseline=tmp_path, max_regression=0.1)
+    assert run_folder_path(plan, "attack") == run_folder_path(asked, "attack")
+    assert run_folder_path(plan, "attack") != run_folder_path(Plan(model=plan.model, seed=1), "attack")
+
+
 def test_a_missing_baseline_is_noticed_before_the_run(cli, engine):
     assert cli("attack", "m", "--baseline", "none.json").exit_code == 3
     assert not engine.seen

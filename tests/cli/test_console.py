@@ -43,10 +43,10 @@ def test_short_work_is_not_mentioned(plain):
 
 def test_long_work_says_when_it_is_done(plain):
     sink, lines, watch = plain
-    for done in (0, 1, 2):
+    for done in (0, 1, 2, 3):
         watch.now = 20.0 * done
-        sink.step("fit", done, 2)
-    assert lines == ["fit: 50%, about 20 s left", "fit: done in 40 s"]
+        sink.step("fit", done, 3)
+    assert lines == ["fit: 33%", "fit: 66%, about 20 s left", "fit: done in 1 min 0 s"]
 
 
 def test_labels_have_clocks_of_their_own(plain):
@@ -57,7 +57,54 @@ def test_labels_have_clocks_of_their_own(plain):
     watch.now = 16.0
     sink.step("a", 1, 4)
     sink.step("b", 1, 4)
-    assert lines == ["a: 25%, about 48 s left"]
+    assert lines == ["a: 25%"]
+    watch.now = 32.0
+    sink.step("a", 2, 4)
+    assert lines[1:] == ["a: 50%, about 32 s left"]
+
+
+def test_a_label_used_again_after_unfinished_work_starts_anew(plain):
+    sink, lines, watch = plain
+    for second in range(3):
+        watch.now = float(second)
+        sink.step("epoch 2/2", 30 * second, 100)
+    for second in range(20):
+        watch.now = 600.0 + second
+        sink.step("epoch 2/2", 5 * second, 100)
+    assert lines == ["epoch 2/2: 75%, about 5 s left"]
+
+
+def test_a_stage_ends_what_went_before(plain):
+    sink, lines, watch = plain
+    sink.step("fit", 1, 100)
+    sink.stage("Next")
+    for second in range(17):
+        watch.now = 600.0 + second
+        sink.step("fit", second, 100)
+    assert lines == ["== Next", "fit: 15%, about 1 min 25 s left"]
+
+
+def test_a_label_that_starts_late_or_sleeps_is_foretold_by_its_own_pace(plain):
+    sink, lines, watch = plain
+    sink.step("fit", 80, 100)
+    for second in range(10):
+        watch.now = 500.0 + second
+        sink.step("fit", 81 + second, 100)
+    assert lines == ["fit: 81%"]
+    watch.now = 516.0
+    sink.step("fit", 97, 100)
+    assert lines[1:] == ["fit: 97%, about 3 s left"]
+
+
+def test_nothing_is_foretold_from_too_little(plain):
+    sink, lines, watch = plain
+    for second in (0, 8, 16, 32):
+        watch.now = float(second)
+        sink.step("fit", second // 8, 81)
+    assert lines == ["fit: 2%", "fit: 4%"]
+    watch.now = 48.0
+    sink.step("fit", 6, 81)
+    assert lines[-1] == "fit: 7%, about 10 min 0 s left"
 
 
 def test_stages_notes_and_warnings_are_lines(plain):

@@ -1,6 +1,11 @@
 import json
+import subprocess
+import sys
 
 import pytest
+
+from mi_audit.store.results import write_result
+from tests.report import sample
 
 
 def planned(cli, *words):
@@ -46,3 +51,47 @@ def test_the_table_for_people(cli):
 def test_impossible_numbers_exit_2(cli, words):
     done = cli("plan", *words)
     assert done.exit_code == 2 and f"expected {words[0]}" in done.stderr
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of 5 people: 50 s in jobs, 10 s of measuring, 20 s that do not depend on them."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_result(folder / "result.json", sample.audit())
+    stages = {"load": 5.0, "prior gmi-gan": 15.0, "gmi": 41.0, "control:random-prior": 9.0, "measure": 10.0}
+    jobs = {"gmi-s0-c0000-0004-ab": 41.0, "control-random-prior-s0-c0000-0004-cd": 9.0}
+    (folder / "timing.json").write_text(json.dumps({"stages": stages, "jobs": jobs, "total_seconds": 80.0}))
+    return folder
+
+
+def test_the_time_follows_from_a_run_like_it(cli, run):
+    found = planned(cli, "--like", "run", "--rate", "0.02")
+    assert found["like"] == {
+        "run": "run", "device": "cpu", "people": 5, "seconds_per_person": 12.0, "seconds_once": 20.0,
+    }  # fmt: skip
+    assert [(row["people"], row["seconds"]) for row in found["by_rate"]] == [(61, 20.0 + 61 * 12.0)]
+    assert found["by_exposed"][0]["seconds"] == 20.0 + 29 * 12.0
+    text = cli("plan", "--like", "run", "--rate", "0.02").stdout
+    assert "12 min 32 s" in text and "20 s once and 12 s for each of its 5 people" in text
+    assert planned(cli, "--like", "run", "--rate", "0.1")["by_rate"][0]["seconds"] is None
+
+
+def test_without_a_run_it_says_how_to_get_the_time(cli):
+    text = cli("plan").stdout
+    assert "--like runs/latest" in text and "--dry-run" in text
+    assert planned(cli)["like"] is None
+
+
+def test_a_run_without_times_exits_2(cli, run):
+    (run / "timing.json").unlink()
+    done = cli("plan", "--like", "run")
+    assert done.exit_code == 2 and "timing.json" in done.stderr
+    assert cli("plan", "--like", "nowhere").exit_code == 2
+
+
+def test_the_time_needs_no_torch(run):
+    words = ["plan", "--like", str(run), "--json"]
+    code = f"import sys; from mi_audit.cli.main import app; app({words!r}, standalone_mode=False); "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=False)
+    assert done.returncode == 0

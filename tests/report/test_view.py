@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from mi_audit.report import view
+from mi_audit.report.html import html
 from tests.report import sample
 
 
@@ -26,7 +27,7 @@ def test_without_a_change_the_measurement_is_shown():
 
 def test_the_fact_about_classes_says_that_the_run_stopped_early():
     planned = replace(sample.audit(), planned=(0, 1, 2, 3, 4, 5, 6))
-    assert view.key_facts(planned)[-1].note.endswith("; 7 planned, the gate had decided")
+    assert view.key_facts(planned)[-1].note.endswith("; 7 planned, the bounds had decided")
     assert "planned" not in view.key_facts(sample.audit())[-1].note
 
 
@@ -38,3 +39,18 @@ def test_a_reason_is_said_once_for_all_that_share_it():
     (block,) = view.blocks(report)
     assert block.notes[-1] == "Precision of the set, Recall of the set: sets."
     assert sum("biased." in note for note in block.notes) == 1
+
+
+def test_the_control_of_the_facts_is_the_one_that_ran():
+    untrained = replace(sample.control(), name="control:untrained:ppa")
+    report = sample.audit(attacks=(sample.attack("ppa", 0.3), untrained))
+    fact = view.key_facts(report)[1]
+    assert (fact.title, fact.note) == ("Control", "[7.0, 17.0] the same attack on untrained weights")
+    assert view.floor_words(report) == "the same attack on untrained weights"
+    usual = view.key_facts(sample.audit())[1]
+    assert (usual.title, usual.note) == ("Without the model", "[7.0, 17.0] random pictures of the prior")
+    assert view.floor_words(sample.audit()) == "random pictures of the prior"
+    page = html(report, None)
+    assert "control: the same attack on untrained weights" in page and "andom pictures of the prior" not in page
+    alone = sample.audit(attacks=(sample.attack("ppa", 0.3),))
+    assert view.key_facts(alone)[1].note == "no control was run" and view.floor_words(alone) == "none was run"

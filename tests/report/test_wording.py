@@ -117,4 +117,12 @@ def test_stopping_early_is_said():
     everybody = f"{len(report.attacked)} of {len(report.classes)} classes attacked"
     assert wording.attacked_line(report) == everybody
     line = wording.attacked_line(replace(report, planned=(0, 1, 2, 3, 4, 5, 6)))
-    assert line == f"{everybody}; 7 were planned, but the gate had decided"
+    assert line == f"{everybody}; 7 were planned, but the bounds had decided"
+
+
+def test_a_control_that_saw_the_model_is_not_called_random_pictures():
+    permuted = replace(sample.control(), name="control:permuted-labels:ppa")
+    sentence = wording.audit_sentence(sample.audit(attacks=(sample.attack("ppa", 0.3), permuted)))
+    assert sentence.endswith("; the control (the reconstructions judged as other classes) reaches 12%.")
+    assert wording.audit_sentence(sample.audit()).endswith("; random pictures that never saw the model reach 12%.")
+    assert wording.control_words(replace(permuted, name="control:else")) == "control: else"
