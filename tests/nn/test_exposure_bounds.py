@@ -81,6 +81,7 @@ def test_hits_after_the_decision_are_counted():
     assert found.state == "CONTINUE" and found.lower <= 24 / 64 <= found.upper
     assert found.more == 466  # the evidence contradicts itself, so only the census is left
     assert late(40, 24, None).more is None
+    assert late(62, 7, 70).more == 1  # 7 of 69 are too many, 7 of 70 are not
     few = late(60, 8, 530)  # 8 of 68 are more than the limit, although not for sure
     assert few.state == "CONTINUE" and few.upper >= 8 / 68
     assert late(60, 1, 530).state == "PASS"

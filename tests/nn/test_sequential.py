@@ -79,8 +79,8 @@ def test_bounds_agree_with_the_decision():
 
 def test_what_refutes_both_decides_nothing():
     low, high = np.zeros(60), np.ones(60)
-    for outcomes in (np.concatenate([low, high]), np.concatenate([high, low, low, low, low, low, low, low, low, low])):
-        for total in (None, 700):
+    for outcomes in (np.concatenate([low, high]), np.concatenate([high, *[low] * 20])):
+        for total in (None, 2000):
             assert decide(outcomes, outcomes, 0.1, 0.1, total).state == "CONTINUE"
             assert decide(outcomes[:60], outcomes[:60], 0.1, 0.1, total).state != "CONTINUE"
 
