@@ -7,6 +7,7 @@ from mi_audit.audit import estimate as module
 from mi_audit.audit.estimate import estimate
 from mi_audit.audit.plan import DecisionPlan
 from mi_audit.core.errors import ConfigError
+from mi_audit.store.targets import new_model, save_model
 from tests.world import defend_plan, digit_plan
 
 
@@ -60,7 +61,11 @@ def test_models_of_controls_are_trained_and_attacked_too(digits: Path, cache: Pa
     assert found.jobs == 3 * 2 * 2 * 2  # the model itself, an untrained and a counterfactual one
     assert row(found, "training of 2 counterfactual models (once)") and row(found, "public start (once)")
     assert row(found, "control counterfactual ppa") == row(found, "attack ppa")
-    names = [name for name, _ in estimate(replace(plan, counterfactual="m.safetensors"), "attack").rows]
+    other = tmp_path / "other.safetensors"
+    save_model(
+        other, new_model("built-in:cnn", num_classes=5, channels=1, size=32, mean=(0.5,), std=(0.5,), seed=1), {}
+    )
+    names = [name for name, _ in estimate(replace(plan, counterfactual=str(other)), "attack").rows]
     assert not any("training of" in name or "public start" in name for name in names)
     assert any(name.startswith("control counterfactual gmi") for name in names)
 
