@@ -124,3 +124,7 @@ def test_ships_the_published_settings():
     assert (published.lr, published.betas) == (0.25, (0.5, 0.9))
     assert (published.statistics_weight, published.first_layer) == (0.01, 10)
     assert (published.variation_weight, published.norm_weight) == (1e-4, 1e-5)
+
+
+def test_the_quick_settings_mirror_nothing():
+    assert DeepInversion(**DeepInversion.quick).flip == 0
