@@ -67,8 +67,8 @@ class DeepInversion(Attack[WhiteBoxTarget, Prior]):
         "target owns its resize; the published code feeds the smaller image.",
         "At that resolution, too, the total variation and the norm are those of the full-size pixels, and at either of "
         "pixels that are not shifted; the published code takes both of what the network is shown.",
-        "The images of the last step are returned, not those of the lowest loss: the loss of a step is that of its random "
-        "shift, and the step size falls to zero.",
+        "The images of the last step are returned, not those of the lowest loss: the loss of a step depends on its "
+        "random shift, and the step size falls to zero.",
         "`quick` mirrors no images, so that it suits digits and letters, too.",
         "All channels share one unit and one centre; the published code has those of ImageNet per channel.",
         "The term of a competing student (Adaptive DeepInversion) is left out; it is off in the published code, too.",

@@ -154,7 +154,7 @@ class StyledConv(nn.Module):
             maps = low_pass(F.conv_transpose2d(maps, self.weight.transpose(0, 1), stride=2), pad=1, gain=4.0)
         else:
             maps = F.conv2d(maps, self.weight, padding=1)
-        maps = maps * (power + 1e-8).rsqrt()[:, :, None, None]  # not rounded: the bias below is no half number either
+        maps = maps * (power + 1e-8).rsqrt()[:, :, None, None]
         side = self.noise.shape[-1]
         noise = maps.new_empty(len(maps), 1, side, side).normal_() if self.training else self.noise
         return bent(maps + noise * self.strength + self.bias[:, None, None], clamp)
@@ -264,7 +264,7 @@ class Generator(nn.Module):
 
 
 def bent(x: Float[Tensor, "*n"], clamp: float = math.inf) -> Float[Tensor, "*n"]:
-    """Leaky ReLU of slope 0.2 times the root of two, which keeps the variance; then bounded to plus and minus `clamp`."""
+    """Leaky ReLU of slope 0.2 times the root of two, which keeps the variance; then clamped to +-`clamp`."""
     x = F.leaky_relu(x, 0.2) * math.sqrt(2)
     return x if clamp == math.inf else x.clamp(-clamp, clamp)
 
