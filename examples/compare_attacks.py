@@ -28,7 +28,7 @@ UPRIGHT: dict[str, dict[str, object]] = {name: {"flips": False} for name in ("pp
 MIRRORED: dict[str, dict[str, object]] = {  # a mirrored face is the same person's
     name: {"flip": 0.5} for name in ("plg-mi", "mirror", "deep-inversion")
 }
-FACES = {
+FACES: dict[str, dict[str, object]] = {
     "gmi-gan": {"flips": True},
     "kedmi-gan": {"flips": True},
     "plg-cgan": {"flip": 0.5},

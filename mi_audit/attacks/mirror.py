@@ -72,8 +72,8 @@ class Mirror(Attack[WhiteBoxTarget, StylePrior]):
         "which depends on the batch; the step size falls to zero, so the last steps hardly differ.",
         "The cross-entropy is not multiplied by ten: Adam divides by the scale of the gradient.",
         "Dropout in the target stays off: the published scripts switch it on for one architecture.",
-        "The candidate that was scored is the one that is optimised: one truncated style for all layers. StyleGAN1 "
-        "truncates the styles of its first layers only.",
+        "The candidate that was scored is the one that is optimised: one truncated style for all layers. The "
+        "published code truncates the styles of the first eight layers only.",
         "`quick` mirrors no images, so that it suits digits and letters, too.",
         "A group of candidates has at least two members, and is found by pairs of labels instead of by all subsets.",
     )

@@ -73,8 +73,8 @@ class StyleGAN2(PriorRecipe):
         "eighteen, geometric and of colour.",
         "A penalty that is due is added to the loss of its step. The published code updates for it apart, with step "
         "size and betas of Adam corrected for how seldom it is due.",
-        "The averaged weights follow at one pace from the start, but for a short warm-up counted in steps; the published "
-        "ramp-up counts images.",
+        "The averaged weights forget faster at first by the number of updates so far, as those of the other priors do; "
+        "the published ramp-up goes by the number of images.",
         "Five million images are shown to the critic, a fifth of the published 25 million.",
         "`quick` is a narrow network without path length that distorts every image; no paper reports it.",
     )

@@ -18,8 +18,8 @@ def images(*values):
 def round_of(made, *, more_real=(), labels=(0, 1), asked=(0, 1)):
     number = torch.arange(2)
     return Round(
-        step=3, rows=torch.tensor([5, 7]), labels=torch.tensor(labels), real=images(10.5, 20.5), seen_real=images(10.0, 20.0),
-        more_real=more_real, made=made, seen_made=made, asked=torch.tensor(asked),
+        step=3, rows=torch.tensor([5, 7]), labels=torch.tensor(labels), real=images(10.5, 20.5),
+        seen_real=images(10.0, 20.0), more_real=more_real, made=made, seen_made=made, asked=torch.tensor(asked),
         streams=Streams.of(0, number, number),
     )  # fmt: skip
 
