@@ -24,12 +24,11 @@ from mi_audit.store.datasets import load_splits
 from mi_audit.store.targets import new_model, save_model
 from mi_audit.train.classifier import Recipe, fit
 
-UPRIGHT: dict[str, dict[str, object]] = {  # a mirrored digit is no digit
-    **{name: {"flip": 0.0} for name in ("mirror", "deep-inversion")},
-    **{name: {"flips": False} for name in ("ppa", "if-gmi")},
+UPRIGHT: dict[str, dict[str, object]] = {name: {"flips": False} for name in ("ppa", "if-gmi")}  # no digit is mirrored
+MIRRORED: dict[str, dict[str, object]] = {  # a mirrored face is the same person's
+    name: {"flip": 0.5} for name in ("plg-mi", "mirror", "deep-inversion")
 }
-MIRRORED: dict[str, dict[str, object]] = {"plg-mi": {"flip": 0.5}}  # a mirrored face is the same person's
-FACES = {
+FACES: dict[str, dict[str, object]] = {
     "gmi-gan": {"flips": True},
     "kedmi-gan": {"flips": True},
     "plg-cgan": {"flip": 0.5},

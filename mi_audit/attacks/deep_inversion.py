@@ -53,7 +53,7 @@ class DeepInversion(Attack[WhiteBoxTarget, Prior]):
         url="https://arxiv.org/abs/1912.08795",
     )
     smoke: ClassVar = {"images": 2, "coarse_steps": 20, "steps": 20, "warm_up": 4, "flip": 0.0}
-    quick: ClassVar = {"images": 5, "coarse_steps": 200, "steps": 100, "warm_up": 20}
+    quick: ClassVar = {"images": 5, "coarse_steps": 200, "steps": 100, "warm_up": 20, "flip": 0.0}
     prior: ClassVar = "pixels"
     cost: ClassVar = "3000 steps through the target; no generator"
     deviations: ClassVar = (
@@ -65,6 +65,11 @@ class DeepInversion(Attack[WhiteBoxTarget, Prior]):
         "Shifts reach 5 % of the side, as in the authors' CIFAR script; their ImageNet script takes 30 of 224 pixels.",
         "At half the resolution every four pixels are replaced by their mean and the image keeps its size, because a "
         "target owns its resize; the published code feeds the smaller image.",
+        "At that resolution, too, the total variation and the norm are those of the full-size pixels, and at either of "
+        "pixels that are not shifted; the published code takes both of what the network is shown.",
+        "The images of the last step are returned, not those of the lowest loss: the loss of a step depends on its "
+        "random shift, and the step size falls to zero.",
+        "`quick` mirrors no images, so that it suits digits and letters, too.",
         "All channels share one unit and one centre; the published code has those of ImageNet per channel.",
         "The term of a competing student (Adaptive DeepInversion) is left out; it is off in the published code, too.",
     )

@@ -53,6 +53,10 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
     Every stage has an optimiser of its own, and stays within an L1 ball around its start, features and styles apart.
     The images of the last stage are returned, all of them.
 
+    Between stages the rows of all latents are kept: a style, the features of one block and the colours. At 1024 pixels
+    the input of the last block is 128 channels of 512 pixels a side, 134 MB per latent in single precision, and Adam
+    keeps twice that of the `Run.batch_size` latents it moves; give fewer `restarts`, or fewer `steps` (stages).
+
     Attributes:
         pool: Random latents, shared by all classes.
         truncation: Distance of the pool from the average style, as a share.
@@ -61,7 +65,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
         radii: Radius of the L1 ball of every stage, for features and styles each.
         lr: Adam step size.
         betas: Adam decays.
-        crop: Side of the middle of the image that the target is shown, as a share.
+        crop: Side of the middle of the image that the target is shown and that is returned, as a share.
         gentle: Range of the area shares of the crops to optimise under.
         flips: Score random latents by their mirror images, too; off where mirror images are of another class.
 
@@ -86,6 +90,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
         "Every image gets its own random crop; the published code draws one crop per batch.",
         "One truncated style for all layers, as in `ppa`.",
         "A generator with fewer blocks than stages goes through as many stages as it has blocks.",
+        "In [0, 1] images are clipped at every step; the published code clips them for the first scores only.",
     )
 
     pool: int = 5000
@@ -118,6 +123,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
 
     @property
     def sample_steps(self) -> int:
+        """At most: a generator with fewer blocks than stages, which only the smallest are, leaves the last ones out."""
         return self.restarts * sum(self.steps)
 
     def run(self, target: WhiteBoxTarget, prior: StylePrior, classes: Labels, run: Run) -> Reconstructions:
@@ -134,7 +140,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
 
         with torch.no_grad():
             images = run.map(lambda part: self._image(prior, layout, part, stage), rows).float()
-            scores = run.map(lambda part: target.scores(centre_crop(part, self.crop)), images)
+            scores = run.map(target.scores, images)
         run.work.update(generator_forward=len(images), target_forward=len(images))
         return Reconstructions(images, labels, scores.gather(1, labels[:, None]).squeeze(1), tuple(curves))
 
@@ -155,12 +161,13 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
 
     def _image(self, prior: StylePrior, layout: _Layout, rows: Latents, stage: int) -> Images:
         styles, painting = layout.unpack(rows)
-        return prior.show(prior.paint(styles, painting, range(stage, prior.blocks)))
+        """What the target is shown, and what is returned."""
+        return centre_crop(prior.show(prior.paint(styles, painting, range(stage, prior.blocks))), self.crop)
 
     def _descent(self, target: WhiteBoxTarget, prior: StylePrior, layout: _Layout, stage: int) -> Descent:
         def decode(rows: Latents, labels: Labels) -> Images:
             del labels
-            return centre_crop(self._image(prior, layout, rows, stage), self.crop)
+            return self._image(prior, layout, rows, stage)
 
         def identity(images: Images, labels: Labels) -> PerSample:
             return poincare(target.logits(images), labels)

@@ -76,6 +76,8 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         "the same.",
         "The students learn with Nesterov's momentum, the only one of the trainer here; the published ones with the "
         "plain kind.",
+        "On KEDMI the critic scores every image alone, beside public images that it remembers; the published critic "
+        "compares the reconstructions of a batch, so that they depend on each other.",
     )
 
     on: Literal["gmi", "kedmi"] = "gmi"
@@ -132,7 +134,8 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         with torch.no_grad():
             images = run.map(space.decode, latents).float()
             scores = run.map(target.scores, images)
-        passes = len(self._students(prior)) * self.sample_steps * len(classes)
+        views = run.averaging.count if run.averaging else 1
+        passes = len(self._students(prior)) * self.sample_steps * len(classes) * views
         run.work.update(student_forward=passes, student_backward=passes)
         run.work.update(generator_forward=len(images), target_forward=len(images))
         return Reconstructions(images, labels, scores.gather(1, labels[:, None]).squeeze(1), (found.curve,))

@@ -62,7 +62,7 @@ class Mirror(Attack[WhiteBoxTarget, StylePrior]):
         url="https://doi.org/10.14722/ndss.2022.24335",
     )
     smoke: ClassVar = {"pool": 64, "restarts": 3, "keep": 2, "steps": 30, "flip": 0.0}
-    quick: ClassVar = {"pool": 2000, "keep": 5, "steps": 100}
+    quick: ClassVar = {"pool": 2000, "keep": 5, "steps": 100, "flip": 0.0}
     prior: ClassVar = "stylegan2"
     cost: ClassVar = "160000 steps through generator and target; shared pool of 100000"
     deviations: ClassVar = (
@@ -72,6 +72,9 @@ class Mirror(Attack[WhiteBoxTarget, StylePrior]):
         "which depends on the batch; the step size falls to zero, so the last steps hardly differ.",
         "The cross-entropy is not multiplied by ten: Adam divides by the scale of the gradient.",
         "Dropout in the target stays off: the published scripts switch it on for one architecture.",
+        "The candidate that was scored is the one that is optimised: one truncated style for all layers. The "
+        "published code truncates the styles of the first eight layers only.",
+        "`quick` mirrors no images, so that it suits digits and letters, too.",
         "A group of candidates has at least two members, and is found by pairs of labels instead of by all subsets.",
     )
 

@@ -39,8 +39,8 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         steps: Gradient steps per latent.
         lr: Adam step size, in latent units; None is 0.005 in a style space and 0.03 in any other.
         betas: Adam decays.
-        crop: Side of the middle of the image that the target is shown, as a share; 1 shows all of it, 0.78 is what
-            the paper takes of a generator of FFHQ-aligned faces.
+        crop: Side of the middle of the image that the target is shown and that is returned, as a share; 1 shows all
+            of it, 0.78 is what the paper takes of a generator of FFHQ-aligned faces.
         gentle: Range of the area shares of the crops to optimise under.
         views: Crops averaged in the final ranking.
         harsh, stretch: Ranges of the area shares and of the width-to-height ratios of those crops.
@@ -113,7 +113,6 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         return self.restarts * self.steps
 
     def run(self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run) -> Reconstructions:
-        space = prior.search
         labels = classes.repeat_interleave(self.restarts)
         streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
         pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.flips)
@@ -125,7 +124,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         first = torch.arange(len(classes), device=classes.device)[:, None] * self.restarts
         kept = (first + ranked[:, : self.keep]).flatten()
         with torch.no_grad():
-            images = run.map(space.decode, latents[kept]).float()
+            images = run.map(lambda part: self._decode(prior, part), latents[kept]).float()
         run.work.update(generator_forward=len(images))
         return Reconstructions(images, labels[kept], robustness[kept], (curve,))
 
@@ -134,7 +133,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     ) -> Descended:
         def decode(latents: Latents, labels: Labels) -> Images:
             del labels
-            return centre_crop(prior.search.decode(latents), self.crop)
+            return self._decode(prior, latents)
 
         def identity(images: Images, labels: Labels) -> PerSample:
             return poincare(target.logits(images), labels)
@@ -157,7 +156,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         crop = self._heavy()
 
         def judge(rows: range, latents: Latents, labels: Labels, streams: Streams) -> PerSample:
-            images = centre_crop(prior.search.decode(latents), self.crop)
+            images = self._decode(prior, latents)
 
             def score(image: Labels, view: Labels) -> PerSample:
                 scores = target.scores(crop(images[image], streams[image], view))
@@ -172,6 +171,10 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         total = len(labels)
         run.work.update(generator_forward=total, target_forward=total * self.views)
         return run.map(judge, range(total), latents, labels, streams)
+
+    def _decode(self, prior: Prior, latents: Latents) -> Images:
+        """What every stage judges, and what is returned."""
+        return centre_crop(prior.search.decode(latents), self.crop)
 
     def _light(self) -> RandomCrop:
         return RandomCrop(self.gentle, name="gentle")

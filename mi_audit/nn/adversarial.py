@@ -24,7 +24,8 @@ class Round:
         step: Number of the step.
         rows: Where the public images of the step lie in the public set.
         labels: Their labels in the public set.
-        seen_real: These images.
+        real: These images, not distorted.
+        seen_real: The same.
         more_real: Further batches of public images, drawn independently.
         made: Generated images; they carry a gradient when the generator's update is due.
         seen_made: The same.
@@ -35,6 +36,7 @@ class Round:
     step: int
     rows: Labels
     labels: Labels
+    real: Images
     seen_real: Images
     more_real: tuple[Images, ...]
     made: Images

@@ -18,6 +18,7 @@ from mi_audit.nn.views import View
 class KPlusOne(Adversarial):
     """A critic that tells the target's classes apart, and generated images from all of them (Salimans et al., 2016).
 
+    The target labels public images before they are distorted, and the critic learns to name them distorted.
     The critic returns features and K logits; with `s = logsumexp(logits)` an image is real with probability
     `sigmoid(s)`, as if a further class, generated, had the logit 0. The generator matches the mean features of public
     images, and makes images that the critic is sure about (KEDMI, Chen et al., ICCV 2021, Sec. 3.2).
@@ -40,7 +41,7 @@ class KPlusOne(Adversarial):
     adversarial_weight: float = 0.0
 
     def critic_objective(self, judge: Judge, round: Round) -> Scalar:
-        soft = self.soft_labels(round.seen_real, round.rows)
+        soft = self.soft_labels(round.real, round.rows)
         _, logits = judge(round.seen_real)
         taught = -(soft * logits.float().log_softmax(dim=1)).sum(dim=1).mean()
         _, real = judge(round.more_real[0])

@@ -55,7 +55,10 @@ class Pool:
         return Drawn(pool, pool[best.T.flatten()])
 
     def _latents(self, prior: Prior, device: torch.device, run: Run) -> Latents:
-        index = torch.arange(self.size, device=device)
-        streams = run.streams(torch.full_like(index, -1), index)  # of no class, so that all classes share one pool
-        pool = prior.search.draw(streams.normal("pool", prior.search.width))
+        def draw(rows: range) -> Latents:
+            index = torch.arange(rows.start, rows.stop, device=device)
+            streams = run.streams(torch.full_like(index, -1), index)  # of no class, so that all classes share one pool
+            return prior.search.draw(streams.normal("pool", prior.search.width))
+
+        pool = run.map(draw, range(self.size))
         return prior.w.truncated(pool, self.truncation) if isinstance(prior, StylePrior) else pool

@@ -58,6 +58,7 @@ class KEDMIGan(PriorRecipe):
         url="https://arxiv.org/abs/2010.04092",
     )
     smoke: ClassVar = {"profile": "quick", "steps": 2, "batch_size": 4}
+    version: ClassVar = 2
     needs_target: ClassVar = True
     deviations: ClassVar = (
         "The target labels the public images in eval mode; the published code leaves it in train mode while the prior "

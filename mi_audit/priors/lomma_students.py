@@ -59,6 +59,13 @@ class LommaStudents(SurrogateRecipe):
         venue="CVPR 2023",
         url="https://arxiv.org/abs/2304.01669",
     )
+    deviations: ClassVar = (
+        "One in ten public images is held out, to report how often students and target agree; the published students "
+        "learn from all of them (`held_out`).",
+        "The target is asked once about every image, in eval mode, not again in every epoch: the answers are the same.",
+        "The students start from random weights unless `pretrained` is set, and learn with Nesterov's momentum.",
+        "`quick` distils small networks in one cycle of the learning rate up to 0.05; published is 0.01 all along.",
+    )
     smoke: ClassVar = {
         "profile": "quick", "networks": ("built-in:cnn", "built-in:cnn"), "images": 16, "epochs": 1, "batch_size": 4,
     }  # fmt: skip

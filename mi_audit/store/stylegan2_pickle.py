@@ -5,6 +5,7 @@ nothing but dictionaries and inert records: every name in the file is looked up 
 searched for the name of its owner, and tensors are built afterwards from checked sizes.
 """
 
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -22,6 +23,10 @@ from mi_audit.core.errors import TargetError
 NVIDIA = "NVIDIA Source Code License: research or evaluation purposes only, passed on to whatever is derived from it"
 UNKNOWN = "unknown: the file does not say; ask whoever published it"
 NUMBERS = "biuf"  # kinds of plain numbers
+DAMAGE = (  # what a damaged or hostile file can make its reader raise
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
+    RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -70,6 +75,10 @@ class _Stored:
             raise TargetError(
                 f"expected a tensor inside its storage of {len(flat)} numbers, got {self.size}; get the file again"
             )
+        if math.prod(self.size) > len(flat):  # a few stored numbers, repeated, could fill the memory
+            raise TargetError(
+                f"expected a tensor of at most the {len(flat)} stored numbers, got {self.size}; do not open this file"
+            )
         return flat.as_strided(self.size, self.stride, self.offset).clone()
 
 
@@ -110,8 +119,9 @@ def read_generator(path: Path) -> Record:
             content = _read(file)
     except OSError as error:
         raise TargetError(f"expected a StyleGAN2-ADA pickle, got '{error}'; correct the path") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise TargetError(f"expected a StyleGAN2-ADA pickle, got {path} with '{error}'; get the file again") from error
+    except DAMAGE as error:
+        told = " ".join(str(error).split())
+        raise TargetError(f"expected a StyleGAN2-ADA pickle, got {path} with '{told}'; get the file again") from error
     generator = content.get("G_ema") if isinstance(content, dict) else None
     if not isinstance(generator, Record):
         raise TargetError(f"expected a generator G_ema in {path}, got none; give a pickle of StyleGAN2-ADA for PyTorch")

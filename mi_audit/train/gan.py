@@ -148,6 +148,7 @@ class _Contest:
             step=step,
             rows=rows,
             labels=self.labels[rows],
+            real=real,
             seen_real=self._view(real, views[0]),
             more_real=tuple(self._more(step, copy, rng) for copy in range(1, objective.real_batches)),
             made=made,

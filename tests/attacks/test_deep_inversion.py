@@ -79,6 +79,11 @@ def test_a_step_is_a_quarter_of_a_unit_and_warms_up():
     # the first step of Adam is the step size, whatever the gradient
     torch.testing.assert_close(moved[inside], torch.full_like(moved[inside], 0.25 * SPREAD), atol=1e-4, rtol=0)
 
+    # the first of four steps of warm-up is a quarter of that, and so is about what it takes off the loss
+    losses = (attack(**settings | {"steps": 5, "warm_up": warm_up}).curves[0].losses for warm_up in (0, 4))
+    cold_drop, warm_drop = (before - after for before, after, *_ in losses)
+    assert 0 < warm_drop < 0.5 * cold_drop
+
 
 def test_pictures_of_one_class_share_statistics_and_of_two_do_not():
     toy = normalised()
@@ -124,3 +129,7 @@ def test_ships_the_published_settings():
     assert (published.lr, published.betas) == (0.25, (0.5, 0.9))
     assert (published.statistics_weight, published.first_layer) == (0.01, 10)
     assert (published.variation_weight, published.norm_weight) == (1e-4, 1e-5)
+
+
+def test_the_quick_settings_mirror_nothing():
+    assert DeepInversion(**DeepInversion.quick).flip == 0

@@ -32,6 +32,23 @@ def test_every_restart_is_returned_and_as_sure_as_the_target():
     torch.testing.assert_close(found.confidence, toy.scores(found.images)[range(6), found.labels])
 
 
+def test_what_is_returned_is_what_the_target_was_shown():
+    toy = target()
+    for found in (attack(toy=toy, crop=0.5), attack(toy=toy, crop=1.0)):
+        torch.testing.assert_close(found.confidence, toy.scores(found.images)[range(8), found.labels])
+
+    class Framed(ToyPrior):
+        """Shows black images with a bright frame of one pixel."""
+
+        def show(self, painting):
+            images = torch.ones(len(painting.colours), 3, 8, 8)
+            images[:, :, 1:-1, 1:-1] = 0
+            return images + 0 * super().show(painting)
+
+    assert attack(prior=Framed(), crop=0.6).images.max() < 1e-6
+    assert attack(prior=Framed()).images.max() > 0.9
+
+
 def test_a_row_holds_style_features_and_colours_and_colours_are_constant():
     layout = _Layout(4, Size((2, 3, 3)), Size((3, 5, 5)))
     styles, painting = torch.rand(2, 4), Painting(torch.rand(2, 2, 3, 3), torch.rand(2, 3, 5, 5))

@@ -8,7 +8,7 @@ from torch import nn
 from mi_audit.attacks.lomma import LOMMA, feature_distance, logit_loss
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.prior import AssistedPrior
-from mi_audit.core.run import Run
+from mi_audit.core.run import Averaging, Run
 from mi_audit.core.target import Access
 from tests.toy import ToyPrior, ToySpace, classifier, prototypes, surrogates, target
 
@@ -136,6 +136,19 @@ def test_asks_the_target_once_per_step_for_logits_and_features():
     }  # fmt: skip
 
 
+def test_students_see_every_view_and_the_work_says_so():
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, images):
+            calls.append(len(images))
+            return classifier()(images)
+
+    run = Run(averaging=Averaging("taa", 3))
+    attack(run, known=surrogates(Counted(), Counted()))
+    assert run.work["student_forward"] == run.work["student_backward"] == sum(calls) == 3 * 2 * 8 * 30
+
+
 @pytest.mark.parametrize("on", ["gmi", "kedmi"])
 def test_does_not_depend_on_the_batch_size_and_counts_its_steps(on):
     small, large = (attack(Run(batch_size=size), on=on, feature_draw=True) for size in (3, 64))
@@ -146,9 +159,12 @@ def test_does_not_depend_on_the_batch_size_and_counts_its_steps(on):
 
 
 def test_students_take_no_gradient():
-    net = scaled(1.0)
-    attack(known=surrogates(net))
-    assert all(weight.grad is None for weight in net.parameters()) and isinstance(net, nn.Sequential)
+    net = scaled(1.0).train()
+    attack(known=replace(surrogates(), networks=(net,)))
+    weights = list(net.parameters())
+    assert all(weight.requires_grad for weight in weights) and len(weights) == 2
+    assert all(weight.grad is None for weight in weights)
+    assert all(torch.equal(*both) for both in zip(weights, scaled(1.0).parameters(), strict=True))
 
 
 def test_each_search_has_the_prior_it_was_published_with():

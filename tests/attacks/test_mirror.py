@@ -151,3 +151,7 @@ def test_ships_the_published_settings():
     published = Mirror()
     assert (published.pool, published.restarts, published.keep, published.steps) == (100_000, 8, 1, 20_000)
     assert (published.lr, published.truncation, published.deviations_wide, published.flip) == (0.25, 0.7, 1.0, 0.5)
+
+
+def test_the_quick_settings_mirror_nothing():
+    assert Mirror(**Mirror.quick).flip == 0

@@ -228,6 +228,11 @@ def test_no_stage_shows_the_target_what_the_crop_cuts_away():
     assert seen.brightest > 0.9
 
 
+def test_what_is_returned_is_what_the_target_was_shown():
+    assert attack(prior=FramedPrior(), crop=0.6).images.max() < 1e-6
+    assert attack(prior=FramedPrior(), crop=1.0).images.max() > 0.9
+
+
 @pytest.mark.parametrize("changed", [{"gentle": (0.3, 0.4)}, {"betas": (0.9, 0.9)}, {"harsh": (0.2, 0.3)}])
 def test_every_setting_of_the_search_and_the_ranking_matters(changed):
     usual, other = attack(), attack(**changed)

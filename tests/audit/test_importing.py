@@ -1,6 +1,7 @@
 """A published pickle is rebuilt here in its own format: persistent objects that carry source text, by name only."""
 
 import collections
+import math
 import os
 import pickle
 import sys
@@ -79,9 +80,14 @@ def conv(state, prefix, colour=False):
     return Persistent("Layer", parameters=parameters, buffers=buffers, modules=[("affine", affine)])
 
 
-def published(shape=TINY, clamp=None, source=SOURCE, seed_state=None, **settings):
-    """G_ema as the published code stores it, from the random weights of `generator`."""
+def published(shape=TINY, clamp=None, source=SOURCE, rename=(None, None), flat=False, endless=False, **settings):
+    """G_ema as the published code stores it, from the random weights of `generator`; blocks may be renamed or left out.
+
+    A `flat` one has a number where a matrix belongs, an `endless` one is among its own parts.
+    """
     state = {name: tensor.float() for name, tensor in generator(shape).state_dict().items()}
+    if flat:
+        state["mapping.layers.0.weight"] = torch.ones(())
     mapping = Persistent(
         "MappingNetwork",
         buffers=[("w_avg", state["mapping.average"])],
@@ -95,11 +101,18 @@ def published(shape=TINY, clamp=None, source=SOURCE, seed_state=None, **settings
         if place:
             layers.insert(0, ("conv0", conv(state, f"{own}.grow")))
         block = Persistent("Block", parameters=const, buffers=[("resample_filter", OUTER.clone())], modules=layers)
-        blocks.append((f"b{4 << place}", block))
+        old, new = rename
+        if (name := f"b{4 << place}") != old or new is not None:
+            blocks.append((new if name == old else name, block))
     arguments = {"z_dim": 5, "c_dim": 0, "w_dim": 4, "img_resolution": 32, "img_channels": 3}
     arguments["synthesis_kwargs"] = EasyDict(channel_base=128, conv_clamp=clamp)
     synthesis = Persistent("SynthesisNetwork", modules=blocks)
     modules = [("synthesis", synthesis), ("mapping", mapping)]
+    if endless:
+        inner, outer = Persistent("Block"), Persistent("Block")
+        parts = outer.meta["state"]["_modules"] = inner.meta["state"]["_modules"]
+        parts["again"] = inner
+        modules.append(("own", outer))
     return Persistent("Generator", source, modules=modules, **arguments | settings)
 
 
@@ -188,11 +201,61 @@ def test_other_files_are_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"c_dim": 10}, "without classes"), ({"synthesis_kwargs": {"architecture": "resnet"}}, "architecture 'skip'")],
+    [
+        ({"c_dim": 10}, "without classes"),
+        ({"synthesis_kwargs": {"architecture": "resnet"}}, "architecture 'skip'"),
+        ({"synthesis_kwargs": {"activation": "relu"}}, "activation 'lrelu', got 'relu'"),
+        ({"mapping_kwargs": {"activation": "linear"}}, "activation 'lrelu', got 'linear'"),
+        ({"mapping_kwargs": {"lr_multiplier": 1.0}}, "lr_multiplier is 0.01, got 1.0"),
+        ({"clamp": math.nan}, "conv_clamp above 0, got nan"),
+        ({"clamp": math.inf}, "conv_clamp above 0, got inf"),
+        ({"clamp": -1}, "conv_clamp above 0, got -1"),
+        ({"clamp": 10**400}, "conv_clamp above 0, got 1000"),
+        ({"clamp": "256"}, "conv_clamp above 0, got '256'"),
+        ({"mapping_kwargs": [1]}, "AttributeError"),
+        ({"rename": ("b4", "b²")}, "tensor of StyleGAN2's generator, got 'synthesis.b²"),
+        ({"rename": ("b32", "b33")}, "tensor of StyleGAN2's generator, got 'synthesis.b33"),
+        ({"rename": ("b4", None)}, "KeyError: 'blocks.0"),
+        ({"rename": ("b4", 4)}, "tensor of StyleGAN2's generator, got 'synthesis.4|TypeCheckError"),
+        ({"rename": ("b32", None)}, "a difference in|ConfigError"),
+        ({"rename": ("b16", None)}, "KeyError|ConfigError|a difference in"),
+        ({"flat": True}, "expected StyleGAN2's generator, got one with"),
+        ({"endless": True}, "RecursionError"),
+    ],
 )
 def test_generators_of_another_kind_are_refused(dnnlib, tmp_path, settings, message):
-    with pytest.raises(TargetError, match=message):
+    with pytest.raises(TargetError, match=message) as told:
         import_generator(written(tmp_path / "x.pkl", **settings), tmp_path / "out.safetensors")
+    assert told.value.exit_code == 3 and "\n" not in str(told.value) and len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize("settings", [{"lr_multiplier": 0.01, "activation": "lrelu", "num_layers": 2}, None])
+def test_the_usual_settings_of_the_mapping_are_accepted(dnnlib, tmp_path, settings):
+    facts = import_generator(written(tmp_path / "x.pkl", mapping_kwargs=settings), tmp_path / "out.safetensors")
+    assert facts["size"] == 32
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04\x8e" + (1 << 45).to_bytes(8, "little"), b"\x80\x04\x8e" + b"\xff" * 8])
+def test_files_that_ask_for_more_memory_than_there_is_are_refused(tmp_path, content):
+    (tmp_path / "x.pkl").write_bytes(content)  # bytes of that length, and none of them
+    with pytest.raises(TargetError, match="expected a StyleGAN2-ADA pickle"):
+        read_generator(tmp_path / "x.pkl")
+
+
+def test_a_name_without_end_is_refused(tmp_path):
+    deep = 100_000
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + b"]" * deep + b"a" * (deep - 1) + b"Q.")  # lists in lists, as a name
+    with pytest.raises(TargetError, match="expected a StyleGAN2-ADA pickle"):
+        read_generator(tmp_path / "x.pkl")
+
+
+def test_a_tensor_that_repeats_what_is_stored_is_refused(dnnlib, tmp_path):
+    data = Call(torch.storage._load_from_bytes, torch.ones(4).storage().__reduce__()[1][0])
+    tensor = Call(torch._utils._rebuild_tensor_v2, data, 0, (3000, 3000), (0, 0), False, {})
+    net = Persistent("Generator", buffers=[("w_avg", tensor)])
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"G_ema": net}))
+    with pytest.raises(TargetError, match=r"at most the 4 stored numbers, got \(3000, 3000\)"):
+        read_generator(tmp_path / "bad.pkl").tensors()
 
 
 def test_another_filter_is_refused(dnnlib, tmp_path, monkeypatch):

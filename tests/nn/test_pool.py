@@ -46,6 +46,23 @@ def test_the_pool_depends_on_the_seed_alone():
     assert not torch.equal(drawn().pool, drawn(run=Run(seed=1)).pool)
 
 
+def test_the_pool_is_drawn_in_parts_that_fit_the_memory():
+    sizes = []
+
+    class Narrow(ToySpace):
+        def draw(self, noise):
+            if len(noise) > 5:
+                raise torch.OutOfMemoryError
+            sizes.append(len(noise))
+            return super().draw(noise)
+
+    class NarrowPrior(ToyPrior):
+        z = w = Narrow()
+
+    assert torch.equal(drawn(NarrowPrior(), run=Run(batch_size=8)).pool, drawn().pool)
+    assert sizes == [4, 4, 4, 4]
+
+
 def test_work_queries_and_progress_are_counted():
     toy, steps = target(), []
     run = Run(batch_size=10, on_step=lambda *step: steps.append(step))

@@ -157,3 +157,8 @@ def test_needs_a_target_and_public_images():
         smoke().fit(public(), None, 0, "cpu", lambda *_: None)
     with pytest.raises(DataError, match="at least 4 public images"):
         fitted(smoke(), public().select(torch.arange(3)))
+
+
+def test_departures_from_the_published_recipe_are_told():
+    told = " ".join(LommaStudents.deviations)
+    assert all(word in told for word in ("One in ten", "one cycle", "up to 0.05", "Nesterov"))

@@ -175,7 +175,9 @@ def test_profiles_train_by_their_recipe():
     assert standard.objective == PathLengthR1(gamma=0.0064, images=32, path_weight=2.0)
     assert (standard.chance, standard.adapt, standard.steps) == (0.0, 0.6, 156_250)
     assert (standard.lr, standard.betas) == (0.0025, (0.0, 0.99))
-    assert standard.average == pytest.approx(0.5 ** (32 / 10_000))
+    for batch_size in (8, 32, 64):
+        one = chosen(StyleGAN2(batch_size=batch_size), 64)
+        assert one.average == pytest.approx(0.5 ** (32 / 10_000)) and one.batch_size == batch_size
 
 
 def test_the_description_tells_the_light_recipe_from_the_published_one():
@@ -198,3 +200,8 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_images_of_an_odd_size_are_refused():
     with pytest.raises(ConfigError, match="got 24 pixels"):
         fitted(smoke(), public(24))
+
+
+def test_departures_from_the_published_recipe_are_told():
+    told = " ".join(StyleGAN2.deviations)
+    assert all(word in told for word in ("shifts and brightness", "betas of Adam", "ramp-up", "a fifth", "`quick`"))
