@@ -12,7 +12,7 @@ from mi_audit.audit.attack import attacked_classes, build_attacks
 from mi_audit.audit.control import ATTACKED, chosen
 from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_recipe
 from mi_audit.audit.fitting import Fitted, assemble, cache_file, profile_settings
-from mi_audit.audit.judge import evaluator_arch, evaluator_recipe
+from mi_audit.audit.judge import evaluator_arch, evaluator_file, evaluator_recipe
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.positive import is_wanted
 from mi_audit.audit.pretrain import is_labelled, labelled_public, start_recipe
@@ -21,7 +21,7 @@ from mi_audit.audit.retrain import defend_recipe
 from mi_audit.audit.runner import averaging_of, default_batch
 from mi_audit.audit.scene import Scene, open_scene, whole
 from mi_audit.audit.stopping import stops_early
-from mi_audit.audit.verifier import verifier_lesson
+from mi_audit.audit.verifier import verifier_file, verifier_lesson
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.prior import AssistedPrior, Prior
 from mi_audit.core.report import PriorFacts
@@ -87,9 +87,15 @@ def _trainings(scene: Scene, kind: str) -> Iterator[tuple[str, float]]:
         arch = plan.evaluator_arch or evaluator_arch(scene.model.arch, scene.size)
         channels = scene.splits.train.channels
         recipe = evaluator_recipe(scene.size, channels, plan.evaluator_epochs, plan.precision)
-        yield f"evaluator {arch} (once)", _training_seconds(scene, arch, recipe)
+        if evaluator_file(scene, arch, recipe).is_file():
+            yield f"evaluator {arch} (cached)", 0.0
+        else:
+            yield f"evaluator {arch} (once)", _training_seconds(scene, arch, recipe)
     if (lesson := verifier_lesson(scene, (scene.model,))) is not None:
-        yield f"verifier {lesson.arch} (once)", _training_seconds(scene, lesson.arch, lesson.recipe, lesson.data)
+        if verifier_file(scene, lesson).is_file():
+            yield f"verifier {lesson.arch} (cached)", 0.0
+        else:
+            yield f"verifier {lesson.arch} (once)", _training_seconds(scene, lesson.arch, lesson.recipe, lesson.data)
     counterfactual = "counterfactual" in plan.controls and plan.counterfactual == "auto"
     if (kind == "defend" or counterfactual) and plan.defend.pretrained == "auto" and is_labelled(scene.public):
         data = labelled_public(scene.public)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -62,12 +63,18 @@ def load_evaluator(scene: Scene) -> tuple[LoadedModel, ModelFacts]:
     return model, model_facts(model, measured)
 
 
+def evaluator_file(scene: Scene, arch: str, recipe: Recipe) -> Path:
+    """Where an evaluator that is trained here is kept."""
+    train = scene.splits.train
+    key = digest("evaluator", VERSION, arch, train.fingerprint, scene.size, {**asdict(recipe), "precision": ""})
+    return scene.cache.folder("evaluators", key) / "evaluator.safetensors"
+
+
 def _trained(scene: Scene) -> LoadedModel:
     plan, train, val = scene.plan, scene.splits.train, scene.splits.val
     arch = plan.evaluator_arch or evaluator_arch(scene.model.arch, scene.size)
     recipe = evaluator_recipe(scene.size, train.channels, plan.evaluator_epochs, plan.precision)
-    key = digest("evaluator", VERSION, arch, train.fingerprint, scene.size, {**asdict(recipe), "precision": ""})
-    file = scene.cache.folder("evaluators", key) / "evaluator.safetensors"
+    file = evaluator_file(scene, arch, recipe)
     if not file.is_file():
         scene.progress.stage(f"Training the evaluator ({arch}, {recipe.epochs} epochs)")
         model = new_model(

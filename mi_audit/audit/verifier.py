@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -238,6 +239,13 @@ def verifier_lesson(scene: Scene, others: tuple[LoadedModel, ...]) -> Lesson | N
     return Lesson(arch, recipe, data, parts)
 
 
+def verifier_file(scene: Scene, lesson: Lesson) -> Path:
+    """Where a verifier that is trained here is kept."""
+    data, settings = lesson.data, {**asdict(lesson.recipe), "precision": ""}
+    key = digest("verifier", VERSION, lesson.arch, data.fingerprint, scene.size, settings, list(data.classes))
+    return scene.cache.folder("verifiers", key) / "verifier.safetensors"
+
+
 def _model(scene: Scene, others: tuple[LoadedModel, ...]) -> tuple[LoadedModel, str] | None:
     """The network and what it was trained on; None when there is nothing to train one on."""
     wanted = scene.plan.verifier
@@ -248,9 +256,7 @@ def _model(scene: Scene, others: tuple[LoadedModel, ...]) -> tuple[LoadedModel, 
     if lesson is None:
         return None
     data, recipe = lesson.data, lesson.recipe
-    settings = {**asdict(recipe), "precision": ""}
-    key = digest("verifier", VERSION, lesson.arch, data.fingerprint, scene.size, settings, list(data.classes))
-    file = scene.cache.folder("verifiers", key) / "verifier.safetensors"
+    file = verifier_file(scene, lesson)
     if not file.is_file():
         scene.progress.stage(
             f"Training the verifier ({lesson.arch}, {recipe.epochs} epochs, {len(data)} public images)"
