@@ -29,6 +29,7 @@ from mi_audit.audit.retrain import Retraining, defend_recipe, fit_private, retra
 from mi_audit.audit.scene import Scene, as_settings, open_scene
 from mi_audit.audit.stopping import stops_early
 from mi_audit.core.defense import Defense
+from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import AuditReport, ClassValue, Comparison, ModelFacts
 from mi_audit.nn.freezing import parse
 from mi_audit.store.files import make_folder, read_file, storage_error, write_atomic
@@ -83,8 +84,13 @@ def check_destination(file: Path) -> None:
     """Find out whether `file` and its sidecar can be written, before anything is trained for them.
 
     Raises:
+        ConfigError: The weights would get the name of their sidecar.
         StorageError: The folder cannot be created or written, or there is a folder in the place of the file.
     """
+    if file.suffix == ".json":
+        raise ConfigError(
+            f"expected --save FILE.safetensors, got {file}, the name of its manifest; choose another name"
+        )
     folder = make_folder(file.parent)
     try:
         if file.is_dir():

@@ -80,6 +80,13 @@ def test_the_defended_weights_are_copied_where_the_user_wants_them(run, cache: P
     assert load_model(str(tmp_path / "safe.safetensors")).defense["method"] == "tldmi"
 
 
+def test_weights_are_not_saved_under_the_name_of_their_manifest(cache: Path, tmp_path: Path):
+    plan = defend_plan(tmp_path / "run", cache)
+    with pytest.raises(ConfigError, match=r"expected --save FILE\.safetensors, got .*safe\.json"):
+        run_defense(replace(plan, defend=replace(plan.defend, save=tmp_path / "safe.json")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(cache: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("mi_audit.audit.defend.open_scene", None)
     plan = defend_plan(tmp_path / "run", cache)
