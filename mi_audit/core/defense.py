@@ -1,48 +1,182 @@
-"""The contract of a defense."""
+"""The contract of a defense: which slots of the training it fills, so that several compose over one trainer."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+import enum
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mi_audit.core.paper import Paper
-from mi_audit.core.types import Images, Labels, Scalar
+from mi_audit.core.types import Images, Labels, Logits, Scalar
+
+MAIN = "main"
+Edit = Mapping[str, object]
+"""One change of a network's architecture in plain values: `edit` names it (`nn.edits`), the rest are its settings."""
 
 
-class Prepared(NamedTuple):
-    """A network ready to be trained, and what was done to it, in words and numbers for the manifest."""
+class Slot(enum.IntEnum):
+    """Where a defense acts, in order of application. Two defenses cannot both fill an `exclusive` one."""
+
+    SURGERY = 1
+    HEAD = 2
+    FREEZE = 3
+    DATA = 4
+    LOSS = 5
+    TERM = 6
+    PHASE = 7
+    STEP = 8
+    OUTPUT = 9
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether one defense at most fills it."""
+        return self in (Slot.HEAD, Slot.FREEZE, Slot.LOSS, Slot.STEP, Slot.OUTPUT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A part of the training before or after the main one.
+
+    Attributes:
+        name: What it is called in messages and in `Moment.phase`; `main` is taken.
+        when: Before or after the main phase.
+        epochs: Passes over the training images; those of a phase before come out of the main phase's.
+        recipe: Fields of the trainer's recipe that differ from the main phase's; `lr_factor` multiplies its rate.
+        keep: Which weights the phase ends with: those that did best on the validation images, or the last.
+        part: Dotted name of the only module that trains; None trains all that is not frozen.
+    """
+
+    name: str
+    when: Literal["before", "after"]
+    epochs: int
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    keep: Literal["best", "last"] = "best"
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """When a training step happens.
+
+    Attributes:
+        phase: Name of the phase, `main` unless a defense adds others.
+        epoch, epochs: Epoch in this phase, from 0, and their number.
+        rng: Random numbers of this step and this defense alone, on the CPU: the same after a resume.
+    """
+
+    phase: str
+    epoch: int
+    epochs: int
+    rng: torch.Generator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One batch after the forward pass that all terms share.
+
+    Attributes:
+        model: The network in training mode; maps images in [0, 1] to logits.
+        images, labels: The batch, after every transform.
+        logits: Of the network, in single precision.
+        taps: What the modules named by `Defense.taps` gave, by name.
+        base: The base loss of the batch, with its graph.
+        moment: When.
+        companion: What the defense trains beside the network; None without one.
+    """
 
     model: nn.Module
-    facts: dict[str, object]
+    images: Images
+    labels: Labels
+    logits: Logits
+    taps: Mapping[str, Tensor]
+    base: Scalar
+    moment: Moment
+    companion: nn.Module | None
+
+
+class Term(NamedTuple):
+    """What a defense adds to the loss, weighted, and numbers to follow it by, all on the device."""
+
+    value: Scalar
+    notes: Mapping[str, Scalar] = {}
 
 
 class Defense(ABC):
-    """A frozen dataclass of hyper-parameters. The trainer owns the loop; a defense owns these steps.
+    """A frozen dataclass of hyper-parameters. The trainer owns the loop; a defense fills the slots it declares.
+
+    The order is: `edits`, public weights loaded, `freeze_layers`, `companion`; then in every step `transform`, one forward
+    pass, `objective`, `term`.
 
     Attributes:
         paper: The publication of the method.
         smoke: The smallest settings that still work, for tests.
         kind: What it does to the information: information, data, gradient-masking, deception or output-side.
         adaptive: The attack that an attacker who knows the defense would run.
+        slots: What it fills; a method of a slot that is not declared is not called.
         needs_public_init: True when the network must start from weights trained on public images.
+        deviations: What differs from the published code, and why.
+        images_per_class: Number of pictures per class in a batch when batches must be balanced; None draws at random.
     """
 
     paper: ClassVar[Paper]
     smoke: ClassVar[Mapping[str, object]]
     kind: ClassVar[str]
     adaptive: ClassVar[str]
+    slots: ClassVar[frozenset[Slot]]
     needs_public_init: ClassVar[bool] = False
+    deviations: ClassVar[str] = ""
 
-    def prepare(self, model: nn.Module, example: Images) -> Prepared:
-        """Change the network before training: freeze, prune or insert layers. `example` is one batch to trace with."""
-        del example
-        return Prepared(model, {})
+    @property
+    def images_per_class(self) -> int | None:
+        """Pictures of one class in a batch that is balanced by class; None shuffles plainly."""
+        return None
 
-    @abstractmethod
-    def loss(self, model: nn.Module, images: Images, labels: Labels) -> Scalar:
-        """The training loss, a mean over the batch."""
+    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
+        """SURGERY, HEAD: changes of the architecture, before any weights are loaded; kept in the manifest.
 
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Change the network after training. Default: leave it alone."""
-        return model
+        Args:
+            net: The network proper, without input normalisation; not changed here.
+            example: Images to trace it with, resized and normalised.
+        """
+        del net, example
+        return ()
+
+    def freeze_layers(self, model: nn.Module, example: Images) -> dict[str, object]:
+        """FREEZE: take parameters out of training; what was decided, in plain values with a `summary`."""
+        del model, example
+        return {}
+
+    def companion(self, model: nn.Module, num_classes: int, example: Images) -> nn.Module | None:
+        """What is trained beside the network and thrown away; its `state_dict` (and extra state) resumes it."""
+        del model, num_classes, example
+        return None
+
+    def enter(self, model: nn.Module, phase: str) -> None:
+        """PHASE: called when a phase begins or is resumed."""
+
+    def phases(self) -> Sequence[Phase]:
+        """PHASE: parts of the training besides the main one."""
+        return ()
+
+    def transform(self, images: Images, labels: Labels, moment: Moment) -> Images:
+        """DATA: change the training images, in [0, 1], after augmentation."""
+        del labels, moment
+        return images
+
+    def taps(self, model: nn.Module, example: Images) -> Sequence[str]:
+        """TERM: dotted names of the modules of `model` whose outputs `term` needs."""
+        del model, example
+        return ()
+
+    def objective(self, logits: Logits, labels: Labels, moment: Moment) -> Scalar | None:
+        """LOSS, PHASE: the base loss in the place of cross-entropy, a mean over the batch; None leaves it."""
+        del logits, labels, moment
+        return None
+
+    def term(self, step: Step) -> Term | None:
+        """TERM: what is added to the base loss; None in phases without it."""
+        del step
+        return None

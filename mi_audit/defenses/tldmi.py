@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torch.nn import functional as F
 
-from mi_audit.core.defense import Defense, Prepared
+from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.paper import Paper
-from mi_audit.core.types import Images, Labels, Scalar
+from mi_audit.core.types import Images
 from mi_audit.nn import freezing
 
 
@@ -40,6 +39,7 @@ class TLDMI(Defense):
         "average gradients over 20 to 50 random views of the image; with the public weights at hand, attack the "
         "difference between the features of this model and of the public one"
     )
+    slots: ClassVar = frozenset({Slot.FREEZE})
     needs_public_init: ClassVar = True
 
     freeze: str = "80%"
@@ -47,8 +47,5 @@ class TLDMI(Defense):
     def __post_init__(self) -> None:
         freezing.parse(self.freeze)
 
-    def prepare(self, model: nn.Module, example: Images) -> Prepared:
-        return Prepared(model, freezing.freeze(model, self.freeze, example).as_mapping())
-
-    def loss(self, model: nn.Module, images: Images, labels: Labels) -> Scalar:
-        return F.cross_entropy(model(images), labels)
+    def freeze_layers(self, model: nn.Module, example: Images) -> dict[str, object]:
+        return freezing.freeze(model, self.freeze, example).as_mapping()

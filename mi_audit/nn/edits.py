@@ -1,0 +1,46 @@
+"""Changes of a network's architecture as plain data, so that a manifest can repeat them on a fresh network."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from mi_audit.core.defense import Edit
+from mi_audit.core.errors import ConfigError
+
+SEAL = "edits_seal"  # a tensor in every edited network: no stock class loads its weights by mistake
+OUTPUT = "output"  # the edit of what an API answers; it changes no network
+EDITS: Mapping[str, Callable[..., None]] = {}
+
+
+def apply(net: nn.Module, edits: Sequence[Edit]) -> None:
+    """Repeat `edits` on `net`, in their order, and seal it with their digest; without edits nothing is done.
+
+    Args:
+        net: The network proper, as its library builds it; changed in place.
+        edits: As `Defense.edits` returned them. Edits called `output` change no network and are skipped.
+
+    Raises:
+        ConfigError: An edit is unknown, has other settings than its function takes, or does not fit the network.
+    """
+    structural = [edit for edit in edits if edit.get("edit") != OUTPUT]
+    for edit in structural:
+        name, settings = str(edit.get("edit")), {key: value for key, value in edit.items() if key != "edit"}
+        if name not in EDITS:
+            raise ConfigError(f"expected an edit of {', '.join(EDITS)}, got {name!r}; update mi-audit")
+        try:
+            EDITS[name](net, **settings)
+        except TypeError as error:
+            raise ConfigError(
+                f"expected the settings of the edit {name!r}, got '{error}'; the manifest is of another version"
+            ) from error
+    if structural:
+        net.register_buffer(SEAL, seal(structural))
+
+
+def seal(edits: Sequence[Edit]) -> torch.Tensor:
+    """Eight bytes that stand for `edits`."""
+    digest = hashlib.blake2b(json.dumps([dict(edit) for edit in edits], sort_keys=True).encode(), digest_size=8)
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
