@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mi_audit.core.defense import Defense, Moment, Phase, Slot
+from mi_audit.core.defense import Defense, Moment, Phase, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels, Logits, Scalar
@@ -17,13 +17,15 @@ class CA(Defense):
     """After the main training, fine-tune a few epochs on `scale * p^power * log p`, p the probability of the label.
 
     The loss is smallest at `p = exp(-1 / power)`, 0.88 for 8, and rises again above: attacks that maximise p climb past
-    the private images. Its gradient vanishes for p near 0, so that it can only follow a training with cross-entropy.
+    the private images. Its gradient vanishes for p near 0, so that it can only follow a training with cross-entropy; it
+    fades near 1, too, where a well-trained model stands. At too low a rate nothing moves, and nothing is defended: watch
+    `confidence`, the mean p, which is logged, fall towards the value above, and raise `lr` where it stays.
 
     Attributes:
         power: Exponent (b); larger leaves the model surer.
         scale: Factor (a); it only rescales the learning rate.
         epochs: Passes of the fine-tuning.
-        lr: Its learning rate, with SGD, whatever the main phase used.
+        lr: Its learning rate, with SGD, whatever the main phase used; the published one suits its large networks.
 
     Raises:
         ConfigError: A number is out of range.
@@ -41,7 +43,7 @@ class CA(Defense):
         "aim at the confidence that the model was tuned to, |p - exp(-1 / power)|, instead of the largest; invert the "
         "features before the head; attack a copy trained on the model's answers"
     )
-    slots: ClassVar = frozenset({Slot.PHASE})
+    slots: ClassVar = frozenset({Slot.PHASE, Slot.TERM})
     deviations: ClassVar = (
         "The rate falls to a tenth at 75 % and a hundredth at 90 % of the phase, in the released code after epochs 3 "
         "and 4 of 5; batch and augmentation are those of the main phase, there batches of 96 that are only mirrored."
@@ -68,6 +70,13 @@ class CA(Defense):
         if moment.phase != PHASE:
             return None
         return confidence_loss(logits, labels, self.power, self.scale)
+
+    def term(self, step: Step) -> Term | None:
+        """Adds nothing; logs the confidence that the phase is to lower."""
+        if step.moment.phase != PHASE:
+            return None
+        named = step.logits.detach().softmax(dim=1).gather(1, step.labels[:, None])
+        return Term(step.logits.new_zeros(()), {"confidence": named.mean()})
 
 
 def confidence_loss(logits: Logits, labels: Labels, power: float, scale: float) -> Scalar:
