@@ -17,8 +17,8 @@ class CA(Defense):
     """After the main training, fine-tune a few epochs on `scale * p^power * log p`, p the probability of the label.
 
     The loss is smallest at `p = exp(-1 / power)`, 0.88 for 8, and rises again above: attacks that maximise p climb past
-    the private images. Its gradient vanishes for p near 0, so that it can only follow a training with cross-entropy; it
-    fades near 1, too, where a well-trained model stands. At too low a rate nothing moves, and nothing is defended: watch
+    the private images. Its gradient vanishes for p near 0, so that it can only follow a training with cross-entropy,
+    and fades near 1, where a well-trained model stands. At too low a rate nothing moves and nothing is defended: watch
     `confidence`, the mean p, which is logged, fall towards the value above, and raise `lr` where it stays.
 
     Attributes:
