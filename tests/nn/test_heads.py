@@ -196,6 +196,13 @@ def test_the_divergence_and_its_gradient_hold_everywhere(mean, spread):
     assert encoded.grad[0].tolist() == pytest.approx([mean, (deviation - 1 / deviation) * slope], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("shifted", [-9.5, -10.5])
+def test_the_logarithm_of_the_deviation_keeps_its_digits_where_the_series_takes_over(shifted):
+    deviation = np.log1p(np.exp(shifted))
+    value = divergence(torch.tensor([[0.0, shifted + 5]]))
+    assert float(value) == pytest.approx((deviation**2 - 1) / 2 - np.log(deviation), abs=3e-6)
+
+
 def test_a_frozen_backbone_leaves_the_whole_head_to_learn():
     net = edited(plain_cnn(), torch.zeros(1, 3, 8, 8), **LOW_RANK)
     freezing.freeze(net, "linear-probe", torch.zeros(1, 3, 8, 8))
