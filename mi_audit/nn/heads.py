@@ -74,11 +74,10 @@ class BottleneckHead(Head):
         self.classify = nn.Linear(code, num_classes)
 
     def logits(self, features: Features) -> Logits:
-        encoded = self.encode(features)
-        code, spread = encoded.chunk(2, dim=1)
-        if self.training or self.eval_noise:  # in single precision: half would round noise of 0.0067 away
-            code = torch.addcmul(code.float(), deviations(spread), torch.randn_like(spread, dtype=torch.float32))
-        return self.classify(code.to(encoded.dtype))
+        code, spread = self.encode(features).chunk(2, dim=1)
+        if self.training or self.eval_noise:
+            code = code + deviations(spread).to(code.dtype) * torch.randn_like(code)
+        return self.classify(code)
 
 
 SHIFT = 5.0  # deviations start at softplus(-5) = 0.0067: the bottleneck opens nearly without noise

@@ -154,16 +154,16 @@ def test_the_code_has_the_mean_and_the_deviation_that_were_encoded():
     assert drawn.std(dim=0).tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(2))], rel=0.03)
 
 
-def test_the_noise_survives_half_precision_in_the_sum():
-    head = BottleneckHead(4, 3, code=64, eval_noise=False).to(torch.bfloat16).train()
-    features = torch.randn(2, 4, dtype=torch.bfloat16)
-    assert head(features).dtype == torch.bfloat16
-    with torch.no_grad():
-        head.encode.weight.zero_()
-        head.encode.bias.copy_(torch.tensor([1.0] * 64 + [-3.0] * 64))  # 3e-4: below half a step of 0.0078 at 1
-        head.classify.weight.fill_(1.0)
-        head.classify.bias.zero_()
-    assert head(features)[0].tolist() == pytest.approx([64] * 3, rel=0.01)
+@pytest.mark.parametrize(
+    "head", [LowRankHead(4, 3, rank=2, norm="layer"), BottleneckHead(4, 3, code=2, eval_noise=True)]
+)
+def test_the_heads_keep_half_precision(head):
+    assert head.to(torch.bfloat16)(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_the_head_takes_the_type_and_the_mode_of_the_network():
+    net = edited(plain_cnn().double().eval(), torch.zeros(1, 3, 8, 8).double(), **BOTTLENECK)
+    assert net[17].encode.weight.dtype == torch.float64 and not net[17].encode.training
 
 
 def test_the_deviation_starts_near_zero():
