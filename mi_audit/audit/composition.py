@@ -10,7 +10,7 @@ from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.train.defended import Parts
 
-NAMED = {"calor": ("loft", "ca")}  # published under a name of their own
+NAMED: Mapping[str, tuple[str, ...]] = {"calor": ("loft", "ca")}  # published under a name of their own
 FREEZING = "tldmi"  # what --freeze adds to methods that do not freeze
 
 
