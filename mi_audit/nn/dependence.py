@@ -110,5 +110,6 @@ def _root(norm: Tensor) -> Tensor:
 
 def _median(distances: Float64[Tensor, "m m"]) -> Float64[Tensor, ""]:
     """The median distance of two different rows, a constant for the gradient."""
-    rows, columns = torch.tril_indices(*distances.shape, offset=-1, device=distances.device)
+    count = len(distances)
+    rows, columns = torch.tril_indices(count, count, offset=-1, device=distances.device)
     return distances.detach()[rows, columns].median().sqrt()

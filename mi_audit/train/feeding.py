@@ -34,9 +34,10 @@ class Feed:
         layout: Memory layout of the images.
         seed: Of order and augmentation.
         device: Where the batches are wanted.
-        images_per_class: K for batches of `batch_size / K` classes with K images each; None shuffles all images. A class
-            whose size is no multiple of K comes in near-equal groups of about K, none of its images twice or left out; a
-            class of fewer images comes in one group. Where classes are too few, a batch holds several groups of one.
+        images_per_class: K for batches of `batch_size / K` classes with K images each; None shuffles all images. A
+            class whose size is no multiple of K comes in near-equal groups of about K, none of its images twice or
+            left out; a batch border may then cut a group. Where classes are too few, a batch holds several groups of
+            one class.
 
     Raises:
         ConfigError: Two groups of `images_per_class` do not fit into a batch.
@@ -86,8 +87,8 @@ class Feed:
 def balanced(order: Labels, classes: Labels, size: int, rng: torch.Generator) -> Labels:
     """`order` rearranged so that images of one class stand together in groups of about `size`.
 
-    The groups of a class lie at equal distances from each other over the whole order, so that neighbours are of different
-    classes, and so that large classes are not left over for the end.
+    The groups of a class lie at equal distances over the whole order, so that neighbours are of different classes and
+    large classes are not left over for the end.
 
     Args:
         order: Rows in random order; it decides which images of a class share a group.
