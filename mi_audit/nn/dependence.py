@@ -9,6 +9,7 @@ from torch import Tensor
 from mi_audit.core.types import Features, Labels
 
 Gram = Float64[Tensor, "*j m m"]
+Grams = Float64[Tensor, "*#j m m"]  # one side may hold a single view for all of the other
 ESCALATION = (1.0, 10.0, 100.0, 1000.0)  # how often the ridge, until the system can be solved
 LEAST_WIDTH = 0.01  # of a kernel whose width is the median distance
 LEAST_NORM = 1e-12  # below it the root of a norm has no usable gradient
@@ -77,7 +78,7 @@ def centred(grams: Gram) -> Factors:
     return Factors(known - known.mean(dim=-2, keepdim=True), usable)
 
 
-def hsic(one: Gram, other: Gram) -> Float64[Tensor, "*j"]:
+def hsic(one: Grams, other: Grams) -> Float64[Tensor, "..."]:
     """`tr(R S)` of two ridge smoothers: the normalised Hilbert-Schmidt independence criterion, at most m - 1.
 
     It grows with the ranks of the kernel matrices even where the views are independent: read it against the value after
@@ -86,12 +87,12 @@ def hsic(one: Gram, other: Gram) -> Float64[Tensor, "*j"]:
     return (one * other.mT).sum(dim=(-2, -1))
 
 
-def coco_fro(one: Gram, other: Gram) -> Float64[Tensor, "*j"]:
+def coco_fro(one: Grams, other: Grams) -> Float64[Tensor, "..."]:
     """`sqrt(|K L|_F) / m` of two centred kernel matrices: the form that the code of BiDO calls COCO."""
     return _root(torch.linalg.matrix_norm(one @ other)) / one.shape[-1]
 
 
-def coco_spec(one: Gram, other: Gram) -> Float64[Tensor, "*j"]:
+def coco_spec(one: Grams, other: Grams) -> Float64[Tensor, "..."]:
     """`sqrt(|K L|_2) / m` of two centred kernel matrices, with the largest singular value: COCO as it is defined.
 
     Gretton et al., "Kernel methods for measuring independence", JMLR 2005.
@@ -109,7 +110,7 @@ def _root(norm: Tensor) -> Tensor:
 
 
 def _median(distances: Float64[Tensor, "m m"]) -> Float64[Tensor, ""]:
-    """The median distance of two different rows, a constant for the gradient."""
+    """The median distance of two different rows (the lower of two middle ones), a constant for the gradient."""
     count = len(distances)
     rows, columns = torch.tril_indices(count, count, offset=-1, device=distances.device)
     return distances.detach()[rows, columns].median().sqrt()

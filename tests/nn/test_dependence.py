@@ -54,8 +54,8 @@ def test_without_a_width_the_median_distance_is_the_width():
     # distances 1, 2 and 3, median 2: exp(-9 / (2 * 4)) between the outer ones, whatever the dimension
     gram = gaussian(torch.tensor([[0.0, 7.0], [1.0, 7.0], [3.0, 7.0]]), 0.0)
     assert gram[0, 2].item() == pytest.approx(math.exp(-9 / 8))
-    close = gaussian(torch.tensor([[0.0], [0.0], [0.02]]), 0.0)  # median 0, floor 0.01: exp(-4 / 2)
-    assert close[0, 2].item() == pytest.approx(math.exp(-2))
+    close = gaussian(torch.tensor([[0.0], [0.0], [0.0], [0.02]]), 0.0)  # median 0, floor 0.01: exp(-4 / 2)
+    assert close[0, 3].item() == pytest.approx(math.exp(-2))
 
 
 def test_the_median_width_is_a_constant_for_the_gradient():

@@ -54,7 +54,7 @@ def test_the_end_of_a_plain_network_is_its_pooled_feature_without_dropout():
 
 def test_a_bottleneck_before_the_head_is_a_layer_after_its_activation():
     net, example = torchvision_net("resnet18")
-    net.fc = nn.Sequential(nn.Linear(512, 20), nn.Tanh(), nn.Linear(20, 100))
+    net.fc = nn.Sequential(nn.Linear(512, 20), nn.Tanh(), nn.Linear(20, 100)).to("meta")
     assert hidden_layers(net, example)[-1] == "fc.1"
     freeze(net, "linear-probe", example)
     net.fc[0].requires_grad_(True)
@@ -87,7 +87,7 @@ def test_wanted_layers_come_in_the_order_in_which_they_run():
 def test_a_network_of_which_only_the_head_learns_is_refused():
     net, example = torchvision_net("resnet18")
     freeze(net, "linear-probe", example)
-    with pytest.raises(ConfigError, match="expected a hidden layer that learns, got none among layer1, .*freeze less"):
+    with pytest.raises(ConfigError, match=r"expected a hidden layer that learns, got none among layer1, .*freeze less"):
         hidden_layers(net, example)
 
 

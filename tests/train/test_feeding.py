@@ -58,7 +58,7 @@ def test_a_balanced_epoch_serves_every_image_once_with_its_own_label():
     assert [batch.done for batch in batches] == [8, 16, 24, 32, 34]
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=9), st.integers(1, 6), st.integers(0, 99))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(1, 6), st.integers(0, 99))
 def test_groups_are_near_the_wanted_size_and_differ_by_one_at_most(sizes, wanted, seed):
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     rng = torch.Generator().manual_seed(seed)
@@ -73,6 +73,17 @@ def test_groups_are_near_the_wanted_size_and_differ_by_one_at_most(sizes, wanted
         low, high = sizes[label] // groups, -(-sizes[label] // groups)
         # two groups of one class may meet where the other classes are small
         assert all(any(low * n <= length <= high * n for n in range(1, groups + 1)) for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(3, [3]), (5, [5]), (6, [3, 3]), (7, [3, 4]), (9, [4, 5]), (10, [3, 3, 4])]
+)
+def test_a_class_is_cut_into_near_equal_groups(count, lengths):
+    labels = torch.cat([torch.zeros(count, dtype=torch.int64), torch.arange(1, 61)])
+    rng = torch.Generator().manual_seed(0)
+    order = balanced(torch.randperm(len(labels), generator=rng), labels, 4, rng)
+    runs = "".join("x" if label == 0 else " " for label in labels[order].tolist()).split()
+    assert sorted(len(run) for run in runs) == lengths
 
 
 def test_a_large_class_is_spread_over_the_epoch():
