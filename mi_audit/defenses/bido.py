@@ -1,5 +1,6 @@
 """BiDO: make hidden layers depend less on the picture and more on the label."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -90,15 +91,13 @@ class BiDO(Defense):
     images_per_class: int | None = 4
 
     def __post_init__(self) -> None:
-        if self.measure not in MEASURES:
-            raise ConfigError(f"expected a measure of {', '.join(MEASURES)}, got {self.measure!r}; choose one")
-        if min(self.lambda_x, self.lambda_y) < 0 or not max(self.lambda_x, self.lambda_y) > 0:
+        if min(self.lambda_x, self.lambda_y) < 0 or not 0 < self.lambda_x + self.lambda_y < math.inf:
             raise ConfigError(
-                f"expected weights >= 0 of which one is above 0, got lambda_x={self.lambda_x} and "
+                f"expected finite weights >= 0 and one above 0, got lambda_x={self.lambda_x} and "
                 f"lambda_y={self.lambda_y}; without weights there is no defense"
             )
-        if self.sigma < 0 or not self.eps > 0:
-            raise ConfigError(f"expected sigma >= 0 and eps > 0, got {self.sigma} and {self.eps}; correct them")
+        if not 0 <= self.sigma < math.inf or not 0 < self.eps < math.inf:
+            raise ConfigError(f"expected finite sigma >= 0 and eps > 0, got {self.sigma} and {self.eps}; correct them")
         if self.images_per_class is not None and self.images_per_class < 2:
             raise ConfigError(
                 f"expected images_per_class of 2 or more, got {self.images_per_class}: with single pictures the label "
