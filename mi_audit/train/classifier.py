@@ -207,7 +207,10 @@ class _Course:
     def __post_init__(self) -> None:
         self.model.to(self.device)
         recipe, layout = self.recipe, fastest_layout(self.model, self.train.images(slice(0, 2), self.device))
-        self.feed = Feed(self.train, recipe.batch_size, recipe.augment, layout, self.seed, self.device)
+        self.feed = Feed(
+            self.train, recipe.batch_size, recipe.augment, layout, self.seed, self.device,
+            images_per_class=self.objective.images_per_class,
+        )  # fmt: skip
         self.optimiser = _optimiser(self.model, recipe)
 
     def epoch(self, number: int) -> None:
