@@ -44,9 +44,9 @@ class LoFt(Defense):
     )
     slots: ClassVar = frozenset({Slot.HEAD})
     deviations: ClassVar = (
-        "The rank follows the number of classes; the released scripts set 50 for 530 classes and more. "
-        "A rank that squeezes nothing is refused; the released code accepts it. "
-        "The backbone starts from any public weights, not from one large face data set."
+        "The rank follows the number of classes; the released scripts set 50 for 530 classes and more.",
+        "A rank that squeezes nothing is refused; the released code accepts it.",
+        "The backbone starts from any public weights, not from one large face data set.",
     )
 
     rank: int | None = None

@@ -44,7 +44,7 @@ class MIDRE(Defense):
     kind: ClassVar = "data"
     adaptive: ClassVar = "erase random squares of the attacked image, too, and average the gradients over them"
     slots: ClassVar = frozenset({Slot.DATA})
-    deviations: ClassVar = "Grey images are filled with the luminance of the colour."
+    deviations: ClassVar = ("Grey images are filled with the luminance of the colour.",)
 
     low: float = 0.1
     high: float = 0.4

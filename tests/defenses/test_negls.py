@@ -60,6 +60,10 @@ def test_follows_the_schedule_in_the_main_phase_only():
     assert defense.objective(logits, labels, moment(99, phase="warm-up")) is None
 
 
+def test_only_epochs_of_full_weight_count_for_the_weights_that_are_kept():
+    assert [epoch for epoch in range(8) if NegLS().in_force(epoch, 8)] == [6, 7]
+
+
 def test_stays_finite_for_extreme_logits_in_half_precision():
     logits = torch.tensor([[6e4, -6e4, 0.0]], dtype=torch.float16, requires_grad=True)
     loss = smoothed_cross_entropy(logits, torch.tensor([1]), -0.05)
