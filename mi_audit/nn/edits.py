@@ -9,10 +9,13 @@ from torch import nn
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
+from mi_audit.nn import skips
 
 SEAL = "edits_seal"  # a tensor in every edited network: no stock class loads its weights by mistake
 OUTPUT = "output"  # the edit of what an API answers; it changes no network
-EDITS: Mapping[str, Callable[..., None]] = {}
+EDITS: Mapping[str, Callable[..., None]] = {
+    skips.NAME: skips.scale,
+}
 
 
 def apply(net: nn.Module, edits: Sequence[Edit]) -> None:
