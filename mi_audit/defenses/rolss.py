@@ -19,8 +19,8 @@ class RoLSS(Defense):
     """Train a network whose last blocks with skip connections compute `g(z)` instead of `g(z) + S(z)`.
 
     The paper finds that inversion follows the gradient through the skip connections, most of all those of the last
-    stage. The last stage is the last resolution that has a skip connection: a final stage without any, as in MobileNetV2
-    and EfficientNet, does not count. Networks of one resolution such as ViT lose those of their last quarter of blocks.
+    stage. The last stage is the last resolution that has a skip connection: final blocks without any, as in MobileNetV2
+    and EfficientNet, do not count. Networks of one resolution such as ViT lose those of their last quarter of blocks.
     Projection shortcuts go with their weights. In dense blocks a layer sees only what the layer before has made.
 
     Attributes:
@@ -42,16 +42,17 @@ class RoLSS(Defense):
     # what it takes from the attacker is a path of the gradient; that the weights hold less is not shown
     kind: ClassVar[str] = "gradient-masking"
     adaptive: ClassVar[str] = (
-        "forward through the defended network, backward as if every removed skip connection were there (BPDA); attack a "
-        "student with all skip connections that was distilled from this model"
+        "forward through the defended network, backward as if every removed skip connection were there (BPDA); attack "
+        "a student with all skip connections that was distilled from this model"
     )
     slots: ClassVar = frozenset({Slot.SURGERY})
     deviations: ClassVar[str] = (
         "The released code also removes skip connections at the end of the third stage of every ResNet, in the "
-        "undefended models too; here only `parity` does. Its settings for MobileNetV2 and EfficientNet change nothing, "
-        "because they name a last stage without a skip connection. It keeps the weights of removed projections as dead "
-        "parameters. In DenseNets it cuts channels off, so that public weights no longer fit and the input of the head "
-        "shrinks to the growth rate; here these channels are zero, and the rest of the network keeps its shape."
+        "undefended models too; here only `parity` does. Its settings for MobileNetV2 and EfficientNet change "
+        "nothing, because they name a last stage without a skip connection. It keeps the weights of removed "
+        "projections as dead parameters. In DenseNets it cuts channels off, so that public weights no longer fit and "
+        "the input of the head shrinks to the growth rate; here these channels are zero, and the rest of the network "
+        "keeps its shape."
     )
 
     keep_projection: bool = False

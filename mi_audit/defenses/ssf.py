@@ -19,8 +19,8 @@ FULL = "full skips"
 class SSF(Defense):
     """Train a network whose last blocks with skip connections compute `g(z) + k S(z)` with a constant `k` below 1.
 
-    With a batch norm at the end of every branch (ResNet), the same functions can be represented for every `k > 0`: block
-    j scales its last norm by `k^j`, and the head undoes it. There the defense steers the training and restricts nothing;
+    With a batch norm at the end of every branch (ResNet), every `k > 0` can represent the same functions: block j
+    scales its last norm by `k^j`, and the head undoes it. There the defense steers the training and restricts nothing;
     `rolss` does.
 
     Attributes:
@@ -42,14 +42,14 @@ class SSF(Defense):
     # what it takes from the attacker is a path of the gradient; that the weights hold less is not shown
     kind: ClassVar[str] = "gradient-masking"
     adaptive: ClassVar[str] = (
-        "forward through the defended network, backward as if every factor were 1 (BPDA); attack a student with all skip "
-        "connections that was distilled from this model"
+        "forward through the defended network, backward as if every factor were 1 (BPDA); attack a student with all "
+        "skip connections that was distilled from this model"
     )
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.PHASE})
     deviations: ClassVar[str] = (
         "The project page calls the factor learnable; the released code keeps it constant, and so do we. The released "
-        "ResNets also lack skip connections at the end of the third stage; these do not. In DenseNets the channels that "
-        "are not carried over become zero instead of being cut off, so that public weights still fit."
+        "ResNets also lack skip connections at the end of the third stage; these do not. In DenseNets the channels "
+        "that are not carried over become zero instead of being cut off, so that public weights still fit."
     )
 
     k: float | None = None

@@ -16,10 +16,10 @@ FULL = "full skips"
 
 @dataclass(frozen=True, kw_only=True)
 class TTS(Defense):
-    """Two-stage training: the network without its last skip connections starts from weights that were trained with them.
+    """Two-stage training: the network without its last skip connections starts from weights trained with them.
 
-    What is removed, and from then on trained and released, is the network of `rolss`. The weights of removed projections
-    are wiped and stay in the file as zeros, because one file format must serve both stages.
+    What is removed, and from then on trained and released, is the network of `rolss`. The weights of removed
+    projections are wiped and stay in the file as zeros, because one file format must serve both stages.
 
     Attributes:
         full_epochs: Epochs with all skip connections, out of those of the whole training.
@@ -39,15 +39,15 @@ class TTS(Defense):
     # what it takes from the attacker is a path of the gradient; that the weights hold less is not shown
     kind: ClassVar[str] = "gradient-masking"
     adaptive: ClassVar[str] = (
-        "forward through the defended network, backward as if every removed skip connection were there (BPDA); attack a "
-        "student with all skip connections that was distilled from this model"
+        "forward through the defended network, backward as if every removed skip connection were there (BPDA); attack "
+        "a student with all skip connections that was distilled from this model"
     )
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.PHASE})
     deviations: ClassVar[str] = (
-        "The weights of removed projections are set to zero at the switch; the released code leaves them in the file as "
-        "they were trained. The released ResNets also lack skip connections at the end of the third stage, in both stages "
-        "of the training; these do not. Stochastic depth of the removed adds is on in the first stage only, for a dropped "
-        "branch without a shortcut would leave nothing."
+        "The weights of removed projections are set to zero at the switch; the released code leaves them in the file "
+        "as they were trained. The released ResNets also lack skip connections at the end of the third stage, in both "
+        "stages of the training; these do not. Stochastic depth of the removed adds is on in the first stage only, "
+        "for a dropped branch without a shortcut would leave nothing."
     )
 
     full_epochs: int = 5
