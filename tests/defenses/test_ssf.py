@@ -22,7 +22,7 @@ def test_the_factors_of_the_last_stage(name, settings, factor, count):
     assert list(edit["factors"].values()) == [factor] * count
 
 
-@pytest.mark.parametrize("settings", [{"k": 1}, {"k": -0.1}, {"k": float("nan")}, {"tts": -1}])
+@pytest.mark.parametrize("settings", [{"k": 1.0}, {"k": -0.1}, {"k": float("nan")}, {"tts": -1}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ConfigError):
         SSF(**settings)
@@ -47,8 +47,8 @@ def test_a_second_stage_scales_what_the_first_trained_whole():
 
 
 def test_a_factor_of_zero_after_a_first_stage_keeps_the_projections_for_it():
-    (edit,) = SSF(k=0, tts=1).edits(*torchvision_net("resnet18"))
-    assert edit["idle_projections"] and "idle_projections" not in SSF(k=0).edits(*torchvision_net("resnet18"))[0]
+    (edit,) = SSF(k=0.0, tts=1).edits(*torchvision_net("resnet18"))
+    assert edit["idle_projections"] and "idle_projections" not in SSF(k=0.0).edits(*torchvision_net("resnet18"))[0]
 
 
 def test_a_scaled_resnet_can_still_represent_every_function_of_the_whole_one():

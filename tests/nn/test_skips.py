@@ -73,7 +73,6 @@ def silent(block, add, last, k, inputs):
         ("mobilenet_v3_large", ["features.14", "features.15"]),
         ("efficientnet_b0", ["features.6.1", "features.6.2", "features.6.3"]),
         ("mnasnet1_0", ["layers.12.1", "layers.12.2", "layers.12.3"]),
-        ("regnet_y_400mf", [f"trunk_output.block4.block4-{n}" for n in range(6)]),
         ("densenet121", ["features.denseblock4"] * 16),
     ],
 )
@@ -135,7 +134,7 @@ def test_a_plain_network_is_not_applicable():
         skips.find(plain_cnn(), torch.zeros(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize("factors", [{}, {"layer4.0.residual": 1.0, "layer4.1.residual": 1}])
+@pytest.mark.parametrize("factors", [{}, {"layer4.0.residual": 1.0, "layer4.1.residual": 1.0}])
 def test_a_surgery_that_alters_nothing_is_refused(factors):
     with pytest.raises(ConfigError, match="nothing would change"):
         skips.scale(torchvision_net("resnet18")[0], factors=factors)
@@ -145,7 +144,7 @@ def test_a_surgery_that_alters_nothing_is_refused(factors):
     ("factors", "message"),
     [
         ({"layer9.0.residual": 0.0}, "expected a block of ResNet, got 'layer9.0.residual'"),
-        ({"layer4.0.mlp": 0.0}, "with the skip connections mlp, got BasicBlock"),
+        ({"layer4.0.mlp": 0.0}, "with the skip connections .*mlp, got BasicBlock"),
         ({"conv1.residual": 0.0}, "got Conv2d"),
         ({"layer4.1.residual": 1.5}, "a factor from 0 to 1, got 1.5"),
         ({"layer4.1.residual": float("nan")}, "a factor from 0 to 1, got nan"),

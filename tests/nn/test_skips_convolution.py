@@ -45,7 +45,7 @@ def test_the_built_in_dense_network():
     assert is_exact_at_factor_one(lively(built_in("densenet121-small", 10, 3)), torch.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("k", [0, 0.25])
+@pytest.mark.parametrize("k", [0.0, 0.25])
 @pytest.mark.parametrize(
     ("build", "last"),
     [
@@ -87,7 +87,7 @@ def test_the_head_of_a_dense_network_sees_as_many_channels_as_in_the_released_co
     library, layers, inputs, growth, widths
 ):
     images = torch.rand(1, inputs, 1, 1) + 0.1
-    for k, width in zip((0, 0.01), widths, strict=True):
+    for k, width in zip((0.0, 0.01), widths, strict=True):
         output = scaled(dense_block(library, layers, inputs, growth), k)(images)
         assert output.shape[1] == inputs + layers * growth
         assert int((output != 0).sum()) == width
@@ -101,7 +101,7 @@ def test_without_carrying_over_a_dense_layer_sees_only_the_one_before(library):
     expected = second(torch.cat([torch.zeros_like(images), new], dim=1))
     third = block["denselayer3"]
     last = third(torch.cat([torch.zeros(1, 12, 3, 3), expected], dim=1))
-    torch.testing.assert_close(scaled(block, 0)(images), torch.cat([torch.zeros(1, 16, 3, 3), last], dim=1))
+    torch.testing.assert_close(scaled(block, 0.0)(images), torch.cat([torch.zeros(1, 16, 3, 3), last], dim=1))
 
 
 def train(net):
@@ -143,7 +143,7 @@ def _found_or_none(net, images):
         return ()
 
 
-@pytest.mark.parametrize("k", [0, 0.5])
+@pytest.mark.parametrize("k", [0.0, 0.5])
 def test_the_identity_branch_of_repvgg_is_dropped_during_training_and_merging_keeps_that(k):
     net, images = rep_vgg(), torch.randn(2, 3, 8, 8)
     whole, found = net(images), skips.find(net, images)

@@ -49,13 +49,13 @@ BLOCKS = {
     "timm basic": (lambda: timm.models.resnet.BasicBlock(8, 8), "bn2"),
     "timm bottleneck": (lambda: timm.models.resnet.Bottleneck(8, 2), "bn3"),
     "timm resnest": (lambda: timm.models.resnest.ResNestBottleneck(8, 2, avd=False), "bn3"),
-    "timm res2net": (lambda: timm.models.res2net.Bottle2neck(64, 16), "bn3"),
+    "timm res2net": (lambda: timm.models.res2net.Bottle2neck(64, 16, norm_layer=torch.nn.BatchNorm2d), "bn3"),
     "timm regnet": (lambda: timm.models.regnet.Bottleneck(8, 8, group_size=8), "conv3.bn"),
 }
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize("k", [0, 0.25])
+@pytest.mark.parametrize("k", [0.0, 0.25])
 def test_without_its_branch_a_block_gives_the_scaled_input(kind, k):
     torch.manual_seed(0)
     build, last = BLOCKS[kind]
@@ -73,3 +73,8 @@ def test_the_projection_is_what_is_scaled_in_a_block_that_changes_the_shape():
 def test_kinds_tell_projections_from_identities():
     found = skips.find(network("timm", "regnety_002"), torch.zeros(1, 3, 32, 32))
     assert {s.block for s in found if s.kind == "projection"} == {f"s{stage}.b1" for stage in (1, 2, 3, 4)}
+
+
+def test_the_last_stage_of_a_regnet_of_torchvision():
+    found = skips.last_stage(skips.find(network("torchvision", "regnet_y_400mf"), torch.zeros(1, 3, 32, 32)))
+    assert [skip.block for skip in found] == [f"trunk_output.block4.block4-{place}" for place in range(6)]
