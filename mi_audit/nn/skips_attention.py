@@ -196,9 +196,8 @@ def _timm_parts(block: nn.Module) -> tuple[str, str]:
     return f"{part}_{ATTENTION}", f"{part}_{MLP}"
 
 
-def _two(block: nn.Module) -> Mapping[str, Add]:
-    del block
-    return {ATTENTION: IDENTITY, MLP: IDENTITY}
+def _plain(*adds: str) -> Callable[[nn.Module], Mapping[str, Add]]:
+    return lambda _: dict.fromkeys(adds, IDENTITY)
 
 
 def _parts(named: Callable[[nn.Module], tuple[str, str]]) -> Callable[[nn.Module], Mapping[str, Add]]:
@@ -236,21 +235,22 @@ def _open(**gates: str) -> Callable[[nn.Module, Mapping[str, float]], None]:
     return install
 
 
+_TWO = _plain(ATTENTION, MLP)
 _SCALES = _open(attention="ls1.gamma", mlp="ls2.gamma")
 _NORMS = _open(attention="norm1.weight", mlp="norm2.weight")
 _mix = timm.models.maxxvit
 
 HANDLERS: Handlers = {
-    vision_transformer.EncoderBlock: Handler(ScaledEncoderBlock, _two, channels_last=True),
-    timm.models.vision_transformer.Block: Handler(ScaledBlock, _two, _SCALES, channels_last=True),
-    timm.models.vision_transformer.ResPostBlock: Handler(ScaledResPostBlock, _two, _NORMS, channels_last=True),
-    swin_transformer.SwinTransformerBlock: Handler(ScaledSwinBlock, _two, channels_last=True),
-    swin_transformer.SwinTransformerBlockV2: Handler(ScaledSwinBlockV2, _two, _NORMS, channels_last=True),
-    timm.models.swin_transformer.SwinTransformerBlock: Handler(ScaledTimmSwinBlock, _two, channels_last=True),
+    vision_transformer.EncoderBlock: Handler(ScaledEncoderBlock, _TWO, channels_last=True),
+    timm.models.vision_transformer.Block: Handler(ScaledBlock, _TWO, _SCALES, channels_last=True),
+    timm.models.vision_transformer.ResPostBlock: Handler(ScaledResPostBlock, _TWO, _NORMS, channels_last=True),
+    swin_transformer.SwinTransformerBlock: Handler(ScaledSwinBlock, _TWO, channels_last=True),
+    swin_transformer.SwinTransformerBlockV2: Handler(ScaledSwinBlockV2, _TWO, _NORMS, channels_last=True),
+    timm.models.swin_transformer.SwinTransformerBlock: Handler(ScaledTimmSwinBlock, _TWO, channels_last=True),
     timm.models.swin_transformer_v2.SwinTransformerV2Block: Handler(
-        ScaledTimmSwinBlockV2, _two, _NORMS, channels_last=True
+        ScaledTimmSwinBlockV2, _TWO, _NORMS, channels_last=True
     ),
-    convnext.CNBlock: Handler(ScaledCNBlock, lambda block: {RESIDUAL: IDENTITY}, _open(residual="layer_scale")),
+    convnext.CNBlock: Handler(ScaledCNBlock, _plain(RESIDUAL), _open(residual="layer_scale")),
     timm.models.convnext.ConvNeXtBlock: Handler(
         ScaledConvNeXtBlock, _first(RESIDUAL, "shortcut"), _open(residual="gamma")
     ),
