@@ -1,6 +1,7 @@
 """Transformer and ConvNeXt blocks with scaled skip connections: ViT, DeiT, Swin, ConvNeXt, MaxViT and CoAtNet."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import timm.models.convnext
 import timm.models.maxxvit
@@ -16,6 +17,9 @@ from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, join
 ATTENTION, MLP, MB, RESIDUAL = "attention", "mlp", "mb", "residual"
 
 
+onto = partial(join, shortcut_first=True)
+
+
 class ScaledEncoderBlock(vision_transformer.EncoderBlock):  # type: ignore[misc]
     """The unit of torchvision's ViT; tokens `b n d`."""
 
@@ -24,7 +28,7 @@ class ScaledEncoderBlock(vision_transformer.EncoderBlock):  # type: ignore[misc]
         normed = self.ln_1(input)
         branch, _ = self.self_attention(normed, normed, normed, need_weights=False)
         x = join(self, ATTENTION, self.dropout(branch), input)
-        return join(self, MLP, self.mlp(self.ln_2(x)), x)
+        return onto(self, MLP, self.mlp(self.ln_2(x)), x)
 
 
 class ScaledBlock(timm.models.vision_transformer.Block):
@@ -33,8 +37,8 @@ class ScaledBlock(timm.models.vision_transformer.Block):
     def forward(self, x: Tensor, **masks: object) -> Tensor:
         """Attention and perceptron behind their norms, each with its layer scale and its skip."""
         branch = self.ls1(self.attn(self.norm1(x), **masks))
-        x = join(self, ATTENTION, branch, x, drop_path=self.drop_path1)
-        return join(self, MLP, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
+        x = onto(self, ATTENTION, branch, x, drop_path=self.drop_path1)
+        return onto(self, MLP, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
 
 
 class ScaledResPostBlock(timm.models.vision_transformer.ResPostBlock):
@@ -42,8 +46,8 @@ class ScaledResPostBlock(timm.models.vision_transformer.ResPostBlock):
 
     def forward(self, x: Tensor, **masks: object) -> Tensor:
         """Attention and perceptron before their norms, each with its skip."""
-        x = join(self, ATTENTION, self.norm1(self.attn(x, **masks)), x, drop_path=self.drop_path1)
-        return join(self, MLP, self.norm2(self.mlp(x)), x, drop_path=self.drop_path2)
+        x = onto(self, ATTENTION, self.norm1(self.attn(x, **masks)), x, drop_path=self.drop_path1)
+        return onto(self, MLP, self.norm2(self.mlp(x)), x, drop_path=self.drop_path2)
 
 
 class ScaledSwinBlock(swin_transformer.SwinTransformerBlock):  # type: ignore[misc]
@@ -51,8 +55,8 @@ class ScaledSwinBlock(swin_transformer.SwinTransformerBlock):  # type: ignore[mi
 
     def forward(self, x: Tensor) -> Tensor:
         """Window attention and perceptron behind their norms, each with its skip."""
-        x = join(self, ATTENTION, self.attn(self.norm1(x)), x, drop_path=self.stochastic_depth)
-        return join(self, MLP, self.mlp(self.norm2(x)), x, drop_path=self.stochastic_depth)
+        x = onto(self, ATTENTION, self.attn(self.norm1(x)), x, drop_path=self.stochastic_depth)
+        return onto(self, MLP, self.mlp(self.norm2(x)), x, drop_path=self.stochastic_depth)
 
 
 class ScaledSwinBlockV2(swin_transformer.SwinTransformerBlockV2):  # type: ignore[misc]
@@ -60,8 +64,8 @@ class ScaledSwinBlockV2(swin_transformer.SwinTransformerBlockV2):  # type: ignor
 
     def forward(self, x: Tensor) -> Tensor:
         """Window attention and perceptron before their norms, each with its skip."""
-        x = join(self, ATTENTION, self.norm1(self.attn(x)), x, drop_path=self.stochastic_depth)
-        return join(self, MLP, self.norm2(self.mlp(x)), x, drop_path=self.stochastic_depth)
+        x = onto(self, ATTENTION, self.norm1(self.attn(x)), x, drop_path=self.stochastic_depth)
+        return onto(self, MLP, self.norm2(self.mlp(x)), x, drop_path=self.stochastic_depth)
 
 
 class ScaledTimmSwinBlock(timm.models.swin_transformer.SwinTransformerBlock):
@@ -70,8 +74,8 @@ class ScaledTimmSwinBlock(timm.models.swin_transformer.SwinTransformerBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Window attention and perceptron behind their norms, each with its skip."""
         shape = x.shape
-        x = join(self, ATTENTION, self._attn(self.norm1(x)), x, drop_path=self.drop_path1).flatten(1, 2)
-        return join(self, MLP, self.mlp(self.norm2(x)), x, drop_path=self.drop_path2).reshape(shape)
+        x = onto(self, ATTENTION, self._attn(self.norm1(x)), x, drop_path=self.drop_path1).flatten(1, 2)
+        return onto(self, MLP, self.mlp(self.norm2(x)), x, drop_path=self.drop_path2).reshape(shape)
 
 
 class ScaledTimmSwinBlockV2(timm.models.swin_transformer_v2.SwinTransformerV2Block):
@@ -80,8 +84,8 @@ class ScaledTimmSwinBlockV2(timm.models.swin_transformer_v2.SwinTransformerV2Blo
     def forward(self, x: Tensor) -> Tensor:
         """Window attention and perceptron before their norms, each with its skip."""
         shape = x.shape
-        x = join(self, ATTENTION, self.norm1(self._attn(x)), x, drop_path=self.drop_path1).flatten(1, 2)
-        return join(self, MLP, self.norm2(self.mlp(x)), x, drop_path=self.drop_path2).reshape(shape)
+        x = onto(self, ATTENTION, self.norm1(self._attn(x)), x, drop_path=self.drop_path1).flatten(1, 2)
+        return onto(self, MLP, self.norm2(self.mlp(x)), x, drop_path=self.drop_path2).reshape(shape)
 
 
 class ScaledCNBlock(convnext.CNBlock):  # type: ignore[misc]
@@ -113,7 +117,7 @@ class ScaledMBConv(maxvit.MBConv):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Inverted bottleneck with a skip, which is pooled and projected where the resolution changes."""
-        return join(self, MB, self.layers(x), x, projection=self.proj, drop_path=self.stochastic_depth)
+        return onto(self, MB, self.layers(x), x, projection=self.proj, drop_path=self.stochastic_depth)
 
 
 class ScaledPartitionAttentionLayer(maxvit.PartitionAttentionLayer):  # type: ignore[misc]
@@ -123,8 +127,8 @@ class ScaledPartitionAttentionLayer(maxvit.PartitionAttentionLayer):  # type: ig
         """Attention and perceptron within the parts, each with its skip."""
         attention, mlp = _torchvision_parts(self)
         x = self.partition_swap(self.partition_op(x, self.p))
-        x = join(self, attention, self.attn_layer(x), x, drop_path=self.stochastic_dropout)
-        x = join(self, mlp, self.mlp_layer(x), x, drop_path=self.stochastic_dropout)
+        x = onto(self, attention, self.attn_layer(x), x, drop_path=self.stochastic_dropout)
+        x = onto(self, mlp, self.mlp_layer(x), x, drop_path=self.stochastic_dropout)
         return self.departition_op(
             self.departition_swap(x), self.p, self.grid_size[0] // self.p, self.grid_size[1] // self.p
         )
@@ -160,8 +164,8 @@ class ScaledTransformerBlock2d(timm.models.maxxvit.TransformerBlock2d):
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
         """Attention and perceptron; the first skip is pooled and projected where the resolution changes."""
         branch = self.ls1(self.attn(self.norm1(x), shared_rel_pos=shared_rel_pos))
-        x = join(self, ATTENTION, branch, x, projection=self.shortcut, drop_path=self.drop_path1)
-        return join(self, MLP, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
+        x = onto(self, ATTENTION, branch, x, projection=self.shortcut, drop_path=self.drop_path1)
+        return onto(self, MLP, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
 
 
 class _Partitioned(nn.Module):
@@ -170,8 +174,8 @@ class _Partitioned(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attention and perceptron within the parts, each with its layer scale and its skip."""
         attention, mlp = _timm_parts(self)
-        x = join(self, attention, self.ls1(self._partition_attn(self.norm1(x))), x, drop_path=self.drop_path1)
-        return join(self, mlp, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
+        x = onto(self, attention, self.ls1(self._partition_attn(self.norm1(x))), x, drop_path=self.drop_path1)
+        return onto(self, mlp, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
 
 
 class ScaledPartitionAttentionCl(_Partitioned, timm.models.maxxvit.PartitionAttentionCl):

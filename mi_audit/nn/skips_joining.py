@@ -86,6 +86,7 @@ def join(
     *,
     projection: nn.Module | None = None,
     drop_path: nn.Module | None = None,
+    shortcut_first: bool = False,
 ) -> Tensor:
     """`branch + k projection(inputs)`; a factor `k` of 1 is bit-exact, at 0 the shortcut is not computed at all.
 
@@ -97,6 +98,8 @@ def join(
         projection: The shortcut's layers; None passes `inputs` on.
         drop_path: Stochastic depth of the branch. It is left out below a factor of one half, where a dropped branch
             would leave (nearly) nothing.
+        shortcut_first: The stock block writes `shortcut + branch`; the memory layout of a sum, and with it the last
+            bits of what follows, goes by its first term.
     """
     k = factor(block, add)
     if drop_path is not None and k >= WEAK:
@@ -104,4 +107,5 @@ def join(
     if k == 0:
         return branch
     shortcut = inputs if projection is None else projection(inputs)
-    return branch + (shortcut if k == 1 else k * shortcut)
+    shortcut = shortcut if k == 1 else k * shortcut
+    return shortcut + branch if shortcut_first else branch + shortcut
