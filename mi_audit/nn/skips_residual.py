@@ -66,7 +66,7 @@ def chain(
     return Handler(Scaled, by(projection, optional=optional))
 
 
-class ScaledBottle2neck(timm.models.res2net.Bottle2neck):  # type: ignore[misc]
+class ScaledBottle2neck(timm.models.res2net.Bottle2neck):
     """The unit of Res2Net: the middle of its branch is a ladder of convolutions over groups of channels."""
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ScaledBottle2neck(timm.models.res2net.Bottle2neck):  # type: ignore[misc]
         return self.relu(join(self, RESIDUAL, features, inputs, projection=shortcut, drop_path=drop))
 
 
-class ScaledPreBottleneck(timm.models.regnet.PreBottleneck):  # type: ignore[misc]
+class ScaledPreBottleneck(timm.models.regnet.PreBottleneck):
     """The unit of RegNetV, whose shortcut starts behind the first norm."""
 
     def forward(self, inputs: Tensor) -> Tensor:
