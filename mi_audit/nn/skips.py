@@ -73,10 +73,24 @@ def find(net: nn.Module, example: Tensor) -> tuple[Skip, ...]:
     )  # fmt: skip
 
 
-def last_stage(skips: Sequence[Skip]) -> tuple[Skip, ...]:
-    """Those of the last resolution that has any."""
+def last_stage(skips: Sequence[Skip], *, projections: bool = True) -> tuple[Skip, ...]:
+    """Those of the last resolution that has any.
+
+    Args:
+        skips: As `find` gave them.
+        projections: Whether shortcuts with weights of their own count too.
+
+    Raises:
+        ConfigError: The stage has nothing but projections, and they do not count.
+    """
     last = max(skip.stage for skip in skips)
-    return tuple(skip for skip in skips if skip.stage == last)
+    found = tuple(skip for skip in skips if skip.stage == last and (projections or skip.kind != "projection"))
+    if not found:
+        raise ConfigError(
+            "expected identity shortcuts in the last stage, got projections only, so nothing would change; "
+            "set keep_projection=false"
+        )
+    return found
 
 
 def edit(factors: Mapping[str, float], *, idle_projections: bool = False) -> Edit:
@@ -131,6 +145,17 @@ def set_factors(net: nn.Module, factors: Mapping[str, float]) -> None:
             if value and projection and getattr(block, projection) is None:
                 raise ConfigError(f"expected {name}.{projection}, got none; scale {name}.{add} with idle_projections")
         state.factors.update(own)
+
+
+def switch(net: nn.Module, *, full: bool) -> None:
+    """Put every scaled skip connection to 1, or to what `scale` was asked for, for good: see `retire`.
+
+    Two-stage training begins with the whole network. Resuming either stage calls this once more and changes nothing.
+    """
+    wanted = installed(net)
+    set_factors(net, dict.fromkeys(wanted, 1.0) if full else wanted)
+    if not full:
+        retire(net)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import timm.models.byobnet
 import timm.models.densenet
 import torch
 import torchvision
-from timm.layers import LayerScale2d
+from timm.layers.layer_scale import LayerScale2d
 from torch import Tensor, nn
 
 from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, factor, join
