@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 Kind = Literal["identity", "projection", "norm", "dense"]
@@ -109,3 +110,12 @@ def join(
     shortcut = inputs if projection is None else projection(inputs)
     shortcut = shortcut if k == 1 else k * shortcut
     return shortcut + branch if shortcut_first else branch + shortcut
+
+
+def carried(channels: Tensor, k: float, dim: int = 1) -> Tensor:
+    """The first `round(k C)` of `C` channels, with zeros in the place of the others; at 1 the tensor itself."""
+    if k == 1:
+        return channels
+    kept = round(k * channels.shape[dim])
+    rest = torch.zeros_like(channels.narrow(dim, kept, channels.shape[dim] - kept))
+    return torch.cat([channels.narrow(dim, 0, kept), rest], dim)
