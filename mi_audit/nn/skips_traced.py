@@ -189,7 +189,8 @@ def _reached(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose values are made of those of the input; its shape and type are not among them."""
     reached: set[fx.Node] = set()
     for node in graph.nodes:
-        about = (node.target is getattr and node.args[1] in FACTS) or (node.op == "call_method" and node.target in FACTS)
+        asked = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
+        about = asked in FACTS
         if node.op == "placeholder" or (not about and any(other in reached for other in node.all_input_nodes)):
             reached.add(node)
     return reached
@@ -214,16 +215,27 @@ def _read(
     dense = node.target in CATS
     costs = _costs(block, start, node, reached)
     terms = [_Term(place, term, *costs[term]) for place, term in _terms(node, trunk, reached, flatten=not dense)]
-    plain = [term for term in terms if term.most == 0]
-    if all(term.most == 0 for term in terms) or (dense and not plain):
+    if all(term.most == 0 for term in terms):
+        possible = [] if dense else _itself(start, terms)
+    else:
+        light = min(term.fewest for term in terms) == 0
+        possible = [] if dense and not light else [term for term in terms if term.fewest <= (0 if light else 1)]
+        if not dense and not possible:
+            raise _refusal(block, f"{node.name}, none of whose terms could be the shortcut")
+    if not possible:
         return None
-    mixed = [term for term in terms if term.fewest == 0 < term.most]
-    if not plain:
-        plain = [term for term in terms if term.most == 1]
-    if len(plain) != 1 or mixed:
-        raise _refusal(block, f"{node.name}, which has {len(plain) + len(mixed)} terms that could be the shortcut")
-    kind: Kind = "dense" if dense else "projection" if plain[0].most else "identity"
-    return _Join(node.name, kind, start, node, plain[0], [term for term in terms if term is not plain[0]])
+    if len(possible) > 1 or possible[0].most > 1 or possible[0].fewest < possible[0].most:
+        raise _refusal(block, f"{node.name}, which can be read in several ways")
+    skip = possible[0]
+    kind: Kind = "dense" if dense else "projection" if skip.most else "identity"
+    return _Join(node.name, kind, start, node, skip, [term for term in terms if term is not skip])
+
+
+def _itself(start: fx.Node, terms: Sequence[_Term]) -> list[_Term]:
+    """The unchanged term of a sum without weights whose others come from children, such as pooling."""
+    plain = [term for term in terms if term.node is start]
+    children = [any(node.op == "call_module" for node in _between(start, term.node)) for term in terms]
+    return plain if len(plain) == 1 and sum(children) == len(terms) - 1 else []
 
 
 def _terms(
