@@ -10,13 +10,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
-from mi_audit.nn import skips_convolution, skips_residual
+from mi_audit.nn import skips_attention, skips_convolution, skips_residual, skips_traced
 from mi_audit.nn.anatomy import Anatomy, dissect
 from mi_audit.nn.skips_joining import Add, Handler, Handlers, Kind, Scaling, scaling
 
 NAME = "skips"  # of the edit
-FAMILIES: Sequence[Handlers] = (skips_residual.HANDLERS, skips_convolution.HANDLERS)
-FALLBACKS: Sequence[Callable[[nn.Module], Handler | None]] = ()  # for blocks of a class that no family knows
+FAMILIES: Sequence[Handlers] = (skips_residual.HANDLERS, skips_convolution.HANDLERS, skips_attention.HANDLERS)
+FALLBACKS: Sequence[Callable[[nn.Module], Handler | None]] = (
+    skips_traced.handler,
+)  # for blocks of a class that no family knows
 QUARTERS = 4
 
 
@@ -62,6 +64,7 @@ def find(net: nn.Module, example: Tensor) -> tuple[Skip, ...]:
             f"expected a network with skip connections, got {type(net).__name__} without any that is known; "
             "the method is not applicable, choose another defense"
         )
+    skips_traced.check(net, [name for name, block in blocks.items() if _handler(block) is None], example)
     stages, places = _stages(anatomy, modules, blocks), {name: _positions(anatomy, name, blocks) for name in blocks}
     return tuple(
         Skip(

@@ -11,7 +11,7 @@ import torchvision
 from timm.layers.layer_scale import LayerScale2d
 from torch import Tensor, nn
 
-from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, factor, join
+from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, carried, factor, join
 
 RESIDUAL, NORM = "residual", "identity"
 
@@ -75,9 +75,7 @@ def dense(stock: type[nn.Module]) -> Handler:
 def _carried(features: list[Tensor], k: float) -> list[Tensor]:
     if k == 1:
         return features
-    channels = torch.cat(features, dim=1)
-    kept = channels[:, : round(k * channels.shape[1])]
-    return [kept, torch.zeros_like(channels[:, kept.shape[1] :])]
+    return [carried(torch.cat(features, dim=1), k)]
 
 
 class ScaledRepVggBlock(timm.models.byobnet.RepVggBlock):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 Kind = Literal["identity", "projection", "norm", "dense"]
@@ -86,6 +87,7 @@ def join(
     *,
     projection: nn.Module | None = None,
     drop_path: nn.Module | None = None,
+    shortcut_first: bool = False,
 ) -> Tensor:
     """`branch + k projection(inputs)`; a factor `k` of 1 is bit-exact, at 0 the shortcut is not computed at all.
 
@@ -97,6 +99,8 @@ def join(
         projection: The shortcut's layers; None passes `inputs` on.
         drop_path: Stochastic depth of the branch. It is left out below a factor of one half, where a dropped branch
             would leave (nearly) nothing.
+        shortcut_first: The stock block writes `shortcut + branch`; the memory layout of a sum, and with it the last
+            bits of what follows, goes by its first term.
     """
     k = factor(block, add)
     if drop_path is not None and k >= WEAK:
@@ -104,4 +108,14 @@ def join(
     if k == 0:
         return branch
     shortcut = inputs if projection is None else projection(inputs)
-    return branch + (shortcut if k == 1 else k * shortcut)
+    shortcut = shortcut if k == 1 else k * shortcut
+    return shortcut + branch if shortcut_first else branch + shortcut
+
+
+def carried(channels: Tensor, k: float, dim: int = 1) -> Tensor:
+    """The first `round(k C)` of `C` channels, with zeros in the place of the others; at 1 the tensor itself."""
+    if k == 1:
+        return channels
+    kept = round(k * channels.shape[dim])
+    rest = torch.zeros_like(channels.narrow(dim, kept, channels.shape[dim] - kept))
+    return torch.cat([channels.narrow(dim, 0, kept), rest], dim)
