@@ -85,8 +85,10 @@ class ScaledRepVggBlock(timm.models.byobnet.RepVggBlock):
         """The formula, or the one convolution that the branches were merged into."""
         if self.reparam_conv is not None:
             return super().forward(inputs)
+        # the shortcut first, as in the stock block, or the gradients of the three would be summed in another order
+        shortcut = self.identity(inputs) if factor(self, NORM) else inputs
         branches = self.conv_1x1(inputs) + self.conv_kxk(inputs)
-        joined = join(self, NORM, branches, inputs, projection=self.identity, drop_path=self.drop_path)
+        joined = join(self, NORM, branches, shortcut, drop_path=self.drop_path)
         return self.act(self.attn(joined))
 
     @torch.no_grad()

@@ -55,8 +55,8 @@ def chain(
     class Scaled(stock):  # type: ignore[misc, valid-type]
         def forward(self, inputs: Tensor) -> Tensor:
             features = inputs
-            for layer in filter(None.__ne__, (getattr(self, name) for name in branch)):
-                features = layer(features)
+            for layer in [getattr(self, name) for name in branch]:
+                features = features if layer is None else layer(features)
             drop = getattr(self, drop_path) if drop_path else None
             shortcut = getattr(self, projection)
             joined = join(self, RESIDUAL, features, inputs, projection=shortcut, drop_path=drop)
