@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import timm.models.convnext
 import timm.models.maxxvit
@@ -34,7 +35,7 @@ class ScaledEncoderBlock(vision_transformer.EncoderBlock):  # type: ignore[misc]
 class ScaledBlock(timm.models.vision_transformer.Block):
     """The unit of timm's ViT, DeiT and DeiT-III; tokens `b n d`."""
 
-    def forward(self, x: Tensor, **masks: object) -> Tensor:
+    def forward(self, x: Tensor, **masks: object) -> Tensor:  # type: ignore[override]
         """Attention and perceptron behind their norms, each with its layer scale and its skip."""
         branch = self.ls1(self.attn(self.norm1(x), **masks))
         x = onto(self, ATTENTION, branch, x, drop_path=self.drop_path1)
@@ -44,7 +45,7 @@ class ScaledBlock(timm.models.vision_transformer.Block):
 class ScaledResPostBlock(timm.models.vision_transformer.ResPostBlock):
     """The unit of timm's ViT with norms at the end of the branches; tokens `b n d`."""
 
-    def forward(self, x: Tensor, **masks: object) -> Tensor:
+    def forward(self, x: Tensor, **masks: object) -> Tensor:  # type: ignore[override]
         """Attention and perceptron before their norms, each with its skip."""
         x = onto(self, ATTENTION, self.norm1(self.attn(x, **masks)), x, drop_path=self.drop_path1)
         return onto(self, MLP, self.norm2(self.mlp(x)), x, drop_path=self.drop_path2)
@@ -168,26 +169,34 @@ class ScaledTransformerBlock2d(timm.models.maxxvit.TransformerBlock2d):
         return onto(self, MLP, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
 
 
-class _Partitioned(nn.Module):
-    """The forward that window and grid attention of timm's MaxViT have in every layout."""
+class ScaledPartitionAttentionCl(timm.models.maxxvit.PartitionAttentionCl):
+    """The window or grid attention in timm's MaxViT; features `b h w c`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Attention and perceptron within the parts, each with its layer scale and its skip."""
-        attention, mlp = _timm_parts(self)
-        x = onto(self, attention, self.ls1(self._partition_attn(self.norm1(x))), x, drop_path=self.drop_path1)
-        return onto(self, mlp, self.ls2(self.mlp(self.norm2(x))), x, drop_path=self.drop_path2)
+        return _partitioned(self, x)
 
 
-class ScaledPartitionAttentionCl(_Partitioned, timm.models.maxxvit.PartitionAttentionCl):
-    """The window or grid attention in timm's MaxViT; features `b h w c`."""
-
-
-class ScaledPartitionAttention2d(_Partitioned, timm.models.maxxvit.PartitionAttention2d):
+class ScaledPartitionAttention2d(timm.models.maxxvit.PartitionAttention2d):
     """The window or grid attention in timm's MaxViT; features `b c h w`."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Attention and perceptron within the parts, each with its layer scale and its skip."""
+        return _partitioned(self, x)
 
-class ScaledParallelPartitionAttention(_Partitioned, timm.models.maxxvit.ParallelPartitionAttention):
-    """Window and grid attention side by side; features `b h w c`."""
+
+class ScaledParallelPartitionAttention(timm.models.maxxvit.ParallelPartitionAttention):
+    """Window and grid attention side by side in timm's MaxViT; features `b h w c`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both attentions and the perceptron within the parts, each with its layer scale and its skip."""
+        return _partitioned(self, x)
+
+
+def _partitioned(block: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    attention, mlp = _timm_parts(block)
+    x = onto(block, attention, block.ls1(block._partition_attn(block.norm1(x))), x, drop_path=block.drop_path1)
+    return onto(block, mlp, block.ls2(block.mlp(block.norm2(x))), x, drop_path=block.drop_path2)
 
 
 def _torchvision_parts(block: nn.Module) -> tuple[str, str]:

@@ -83,7 +83,8 @@ def handler(block: nn.Module) -> Handler | None:
     if found != {join.name: Add(join.kind, _projection(join)) for join in joins[True]}:
         raise _refusal(block, "others in training than in evaluation")
     if not found:
-        return _nothing(block)
+        _refuse_hidden(block)
+        return None
     for training, own in joins.items():
         for join in own:
             _rewrite(block, graphs[training], join)
@@ -274,7 +275,7 @@ def _weighs(module: nn.Module) -> int:
     return sum(sum(side > 1 for side in parameter.shape) > 1 for parameter in module.parameters())
 
 
-def _nothing(block: nn.Module) -> None:
+def _refuse_hidden(block: nn.Module) -> None:
     """A block whose children have skip connections is not one without."""
     for name, child in block.named_children():
         own = type(child).__module__.startswith("torch.nn")
