@@ -39,7 +39,7 @@ class NoisyOutput(Defense):
     slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = (
         "The published noise is fresh in every query and is averaged away by repeating one; here the same "
-        "answer gets the same noise, which also makes audits repeatable."
+        "answer gets the same noise, which also makes audits repeatable.",
     )
 
     deviation: float = 0.2

@@ -38,7 +38,7 @@ class ReverseSigmoidOutput(Defense):
     slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = (
         "Where the curve lifts an unlikely class above an unsure prediction, the two change places, so that "
-        "accuracy stays."
+        "accuracy stays.",
     )
 
     beta: float = 1.0

@@ -38,7 +38,7 @@ class RoundingOutput(Defense):
         "estimate gradients over larger changes of the image, whose effect survives rounding, or by labels alone"
     )
     slots: ClassVar = frozenset({Slot.OUTPUT})
-    deviations: ClassVar = "The paper rounds to multiples such as 0.05; here, as in later toolboxes, to decimals."
+    deviations: ClassVar = ("The paper rounds to multiples such as 0.05; here, as in later toolboxes, to decimals.",)
 
     decimals: int = 3
     renormalise: bool = False

@@ -41,7 +41,7 @@ class TopKOutput(Defense):
     slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = (
         "The published mitigation is measured against membership inference; against inversion it is a common "
-        "baseline only."
+        "baseline only.",
     )
 
     k: int = 3
