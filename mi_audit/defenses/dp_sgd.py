@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ class DPSGD(Defense):
         max_grad_norm: Largest norm of the gradient of one image.
         accountant: `prv` is tight, `rdp` a looser bound that is faster to compute.
         at_once: Images whose gradients are held in memory together; it does not change the result.
-        noise: `secret` draws batches and noise from the operating system's entropy, so that a second training differs;
-            `seed` makes it repeatable, and worthless as a guarantee to anybody who can learn the seed.
+        secret: Draw batches and noise from the operating system's entropy, so that a second training differs. Drawn
+            from the seed they are repeatable, and no guarantee against anybody who can learn the seed.
 
     Raises:
         ConfigError: A setting is out of range, or a batch normalisation would train all the same.
@@ -42,7 +42,7 @@ class DPSGD(Defense):
         venue="CCS 2016",
         url="https://arxiv.org/abs/1607.00133",
     )
-    smoke: ClassVar = {"epsilon": 50.0, "accountant": "rdp", "noise": "seed"}
+    smoke: ClassVar = {"epsilon": 50.0, "accountant": "rdp", "secret": False}
     kind: ClassVar = "information"
     adaptive: ClassVar = "the strongest attack on an undefended model, with more restarts and averaged over views"
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.STEP})
@@ -62,9 +62,9 @@ class DPSGD(Defense):
     epsilon: float = 8.0
     delta: float | None = None
     max_grad_norm: float = 1.0
-    accountant: Literal["prv", "rdp"] = "prv"
+    accountant: str = "prv"
     at_once: int = 32
-    noise: Literal["secret", "seed"] = "secret"
+    secret: bool = True
 
     def __post_init__(self) -> None:
         if not (0 < self.epsilon < float("inf") and 0 < self.max_grad_norm < float("inf")):
@@ -75,11 +75,8 @@ class DPSGD(Defense):
             raise ConfigError(f"expected delta between 0 and 1, got {self.delta}; leave it out for 1 / (1.1 images)")
         if self.at_once < 1:
             raise ConfigError(f"expected at_once >= 1, got {self.at_once}; it is a number of images")
-        if self.accountant not in ("prv", "rdp") or self.noise not in ("secret", "seed"):
-            raise ConfigError(
-                f"expected accountant prv or rdp and noise secret or seed, got {self.accountant!r} and {self.noise!r}; "
-                "correct them"
-            )
+        if self.accountant not in ("prv", "rdp"):
+            raise ConfigError(f"expected the accountant prv or rdp, got {self.accountant!r}; use prv, the tight one")
 
     def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
         """Group normalisation for what would train; layers that will be frozen must not require a gradient already."""
@@ -98,5 +95,5 @@ class DPSGD(Defense):
         return PrivateSteps(
             model, optimiser, plan, delta=delta, max_grad_norm=self.max_grad_norm, accounting=self.accountant,
             noise=noise_for(self.epsilon, delta, 1 / steps, steps * plan.epochs, self.accountant),
-            at_once=self.at_once, secret=self.noise == "secret",
+            at_once=self.at_once, secret=self.secret,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -18,11 +18,10 @@ from mi_audit.core.types import Images, Labels, Logits, PerSample, Scalar
 from mi_audit.nn.group_norm import training_batch_norms
 from mi_audit.train.seeding import stream
 
-Accounting = Literal["prv", "rdp"]
 LEFT_BEHIND = ("grad_sample", "summed_grad")  # what the private optimiser writes on the parameters
 
 
-def noise_for(epsilon: float, delta: float, rate: float, steps: int, accounting: Accounting) -> float:
+def noise_for(epsilon: float, delta: float, rate: float, steps: int, accounting: str) -> float:
     """The least noise multiplier, to the accountant's tolerance, at which `steps` spend at most `epsilon`.
 
     Args:
@@ -30,7 +29,7 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int, accounting:
         delta: Probability with which it may be exceeded.
         rate: Probability of an image to be in a batch.
         steps: In the whole training.
-        accounting: How the steps are composed.
+        accounting: How the steps are composed: `prv` or `rdp`.
 
     Raises:
         ConfigError: No noise is enough.
@@ -61,7 +60,7 @@ class PrivateSteps(Stepper):
         noise: The noise multiplier.
         max_grad_norm: Largest norm of the gradient of one image.
         delta: Of the budget.
-        accounting: How the steps are composed.
+        accounting: How the steps are composed: `prv` or `rdp`.
         at_once: Images whose gradients are held in memory together; it does not change the result.
         secret: Draw batches and noise from the operating system's entropy. From the seed, whoever knows it can take
             the noise away, and there is no privacy.
@@ -79,7 +78,7 @@ class PrivateSteps(Stepper):
         noise: float,
         max_grad_norm: float,
         delta: float,
-        accounting: Accounting,
+        accounting: str,
         at_once: int,
         secret: bool,
     ) -> None:

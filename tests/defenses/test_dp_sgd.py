@@ -64,7 +64,7 @@ def test_batch_norm_that_trains_all_the_same_is_refused():
 def test_stands_alone_in_its_slot_and_names_what_it_breaks():
     assert Slot.STEP in DPSGD.slots and Slot.STEP.exclusive
     assert {"bido", "atat", "trap-mid"} == set(DPSGD.excludes)
-    assert DPSGD().noise == "secret"
+    assert DPSGD().secret
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_stands_alone_in_its_slot_and_names_what_it_breaks():
         {"max_grad_norm": 0.0},
         {"delta": 1.0},
         {"at_once": 0},
-        {"noise": "public"},
+        {"accountant": "moments"},
     ],
 )
 def test_refuses_settings_out_of_range(settings):

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 
@@ -14,6 +15,7 @@ from mi_audit.train.private_steps import PrivateSteps, noise_for
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
 
+NORM = 5.0
 PLAN = Plan(images=24, largest_class=6, batch_size=8, epochs=2, seed=3)
 
 
@@ -59,11 +61,11 @@ def by_hand(net, images, labels, norm):
 def test_sums_clipped_gradients_and_divides_by_the_expected_batch_size(at_once):
     net, data = linear(), dataset()
     images, labels = data.images(slice(0, 24, 4)), data.labels[::4]  # six images; a batch is expected to have eight
-    weight, bias, clipped = by_hand(net, images, labels, norm=4.0)
+    weight, bias, clipped = by_hand(net, images, labels, norm=NORM)
     assert 0 < clipped < 6
     before = [parameter.detach().clone() for parameter in net.parameters()]
     loss = F.cross_entropy(net(images), labels).detach()
-    steps = private(net, noise=0.0, max_grad_norm=4.0, at_once=at_once)
+    steps = private(net, noise=0.0, max_grad_norm=NORM, at_once=at_once)
     told = steps.step(images, labels, F.cross_entropy)
     torch.testing.assert_close(net[1].weight.double(), before[0].double() - weight / 8, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(net[1].bias.double(), before[1].double() - bias / 8, atol=1e-6, rtol=1e-4)
@@ -75,7 +77,7 @@ def test_noise_has_the_deviation_that_is_accounted_for(count):
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 100))
     before, data = net[1].weight.detach().clone(), dataset()
     steps = private(net, noise=2.0, max_grad_norm=0.5)
-    steps.step(data.images(slice(0, count)), data.labels[:count], lambda logits, labels: 0 * logits.sum())
+    steps.step(data.images(slice(0, count)), data.labels[:count], lambda logits, _: 0 * logits.sum())
     moved = net[1].weight.detach() - before  # 19200 numbers: their deviation is known to half a percent
     assert moved.std().item() == pytest.approx(2.0 * 0.5 / 8, rel=0.03)
     assert abs(moved.mean().item()) < 0.004
@@ -152,8 +154,6 @@ def test_a_resumed_training_ends_with_the_same_weights(secret):
 
 
 def written(state):
-    import io
-
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
