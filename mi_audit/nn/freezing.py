@@ -272,4 +272,4 @@ def _sizes(model: nn.Module) -> dict[str, int]:
 
 
 def _in_head(parameter: str, anatomy: Anatomy) -> bool:
-    return parameter.rpartition(".")[0] == anatomy.head
+    return parameter.startswith(f"{anatomy.head}.")
