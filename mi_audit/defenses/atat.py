@@ -51,11 +51,16 @@ class ATAT(Defense):
         "to eight bits and average gradients over noisy copies, so that features that fine cancel"
     )
     slots: ClassVar = frozenset({Slot.TERM})
+    excludes: ClassVar = {"trap-mid": "both shape what lies one faint change away from an image, and undo each other's"}
+    untested: ClassVar = {
+        "mid": "the search runs without the noise of the head, which blurs what it finds",
+        "negls": "both make the gradient misleading; neither effect can be told from the other",
+    }
     deviations: ClassVar = (
-        "Images lie in [0, 1] instead of [-1, 1], so reach and step are half of the published 5e-4 and 1e-4. "
+        "Images lie in [0, 1] instead of [-1, 1], so reach and step are half of the published 5e-4 and 1e-4.",
         "The search for the push runs in eval mode; the published one runs in training mode, where every sign step "
-        "moves the running statistics of batch norms and draws new dropout. "
-        "The term is computed in true single precision: bfloat16 and TF32 round such a push away."
+        "moves the running statistics of batch norms and draws new dropout.",
+        "The term is computed in true single precision: bfloat16 and TF32 round such a push away.",
     )
 
     accept_fragility: bool = False

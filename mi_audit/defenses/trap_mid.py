@@ -11,7 +11,6 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images, Labels, Scalar
 from mi_audit.nn.objectives import cross_entropy
-from mi_audit.nn.precision import autocast
 from mi_audit.nn.shortcuts import evaluating, slope
 from mi_audit.nn.trapdoors import Trapdoors
 from mi_audit.train.augment import DRAWS, Augmentation, augment
@@ -53,17 +52,21 @@ class TrapMID(Defense):
         "distil the model on public images without triggers and attack the student; fit a prior that holds no triggers"
     )
     slots: ClassVar = frozenset({Slot.TERM})
+    untested: ClassVar = {
+        "tldmi": "frozen layers may leave too little room for trapdoors; watch trap_loss",
+        "ca": "its fine-tuning may wash the trapdoors out; watch trap_loss",
+    }
     deviations: ClassVar = (
         "Triggers live in [0, 1] and are blended with images in [0, 1]; the published code blends them with images "
-        "normalised to [-1, 1]. "
+        "normalised to [-1, 1].",
         "Classes of trapped images are dealt from shuffled stacks of all classes instead of one shuffled list per "
-        "epoch: as balanced, and independent of the size of the data. "
+        "epoch: as balanced, and independent of the size of the data.",
         "Trapped images pass the network in a batch of their own, so batch norms normalise them by themselves; the "
-        "published code joins them with the clean images. "
+        "published code joins them with the clean images.",
         "Triggers are blended with the augmented training images and augmented again by the recipe of this package; "
-        "the published code blends first and rotates by up to 30 degrees. "
-        "The discriminator's learning rate stays constant; it trains in single precision and as a whole, also where "
-        "the classifier is frozen."
+        "the published code blends first and rotates by up to 30 degrees.",
+        "The discriminator's learning rate stays constant, and it trains as a whole, also where "
+        "the classifier is frozen.",
     )
 
     opacity: float = 0.02
@@ -98,14 +101,11 @@ class TrapMID(Defense):
         views = torch.rand(2, len(images), DRAWS, generator=step.moment.rng).to(device)
         labels, classes, rows = dealt.to(device), found.to(device), places.to(device)
 
-        with autocast(device.type, "32"):  # autocast would keep a copy of the discriminator from before its step
-            told = doors.judge(images, self._trap(images, doors.triggers[labels]))
+        told = doors.judge(images, self._trap(images, doors.triggers[labels]))
 
         def pull(triggers: Tensor) -> Scalar:
             trapped = self._trap(images, triggers[rows])
-            with autocast(device.type, "32"):
-                unseen = doors.surprise(trapped, real=True)
-            return unseen + self._miss(step.model, trapped, labels, views[0])
+            return doors.surprise(trapped, real=True) + self._miss(step.model, trapped, labels, views[0])
 
         with evaluating(step.model, doors.discriminator):
             doors.move(classes, slope(pull, doors.triggers[classes]), self.trigger_step)

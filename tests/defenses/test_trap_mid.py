@@ -11,7 +11,6 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.defenses import trap_mid
 from mi_audit.defenses.trap_mid import TrapMID
 from mi_audit.nn import freezing
-from mi_audit.nn.precision import autocast
 from tests.nn.test_anatomy import plain_cnn
 from tests.nn.test_shortcuts import same, state
 from tests.toy import classifier, dataset
@@ -144,15 +143,6 @@ def test_a_frozen_network_stays_frozen_and_gets_its_trapdoors_in_the_rest():
     assert all(torch.equal(net.state_dict()[name], public[name]) for name in public if int(name.split(".")[0]) < 9)
     assert not net[1].training and net[10].training
     assert not torch.equal(doors.discriminator[0].weight, critic["0.weight"])
-
-
-def test_mixed_precision_does_not_serve_an_old_discriminator():
-    defense, net, doors = ready()
-    with autocast("cpu", "bf16"), watched(doors.discriminator) as seen, watched(net) as answers:
-        term = defense.term(step(net, doors))
-    assert {output.dtype for _, output in seen} == {torch.float32} and len(seen) == 3
-    assert {output.dtype for _, output in answers} == {torch.bfloat16}
-    assert term.value.dtype == torch.float32
 
 
 def test_the_classifier_learns_the_trapdoors_beside_its_task():
