@@ -63,10 +63,13 @@ def group_norm(net: nn.Module, *, modules: Sequence[str]) -> None:
 
 
 def _known(module: nn.Module) -> bool:
-    acting = isinstance(getattr(module, "act", None), nn.Module) and isinstance(
-        getattr(module, "drop", None), nn.Module
-    )
-    return type(module) in PLAIN or (isinstance(module, PLAIN) and acting)
+    return type(module) in PLAIN or (isinstance(module, PLAIN) and len(_following(module)) == 2)
+
+
+def _following(module: nn.Module) -> list[nn.Module]:
+    """Dropout and activation inside a batch normalisation, where it has both."""
+    found = (getattr(module, name, None) for name in ("drop", "act"))
+    return [one for one in found if isinstance(one, nn.Module)]
 
 
 def _replacement(old: nn.Module) -> nn.GroupNorm:
@@ -75,7 +78,7 @@ def _replacement(old: nn.Module) -> nn.GroupNorm:
     new = (
         nn.GroupNorm(groups, old.num_features, old.eps, old.affine)
         if type(old) in PLAIN
-        else GroupNormThen(groups, old.num_features, old.eps, old.affine, old.drop, old.act)
+        else GroupNormThen(groups, old.num_features, old.eps, old.affine, *_following(old))
     )
     if old.affine:
         new.weight, new.bias = old.weight, old.bias
