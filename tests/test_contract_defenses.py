@@ -21,6 +21,7 @@ KINDS = {"information", "data", "gradient-masking", "deception", "output-side"}
 SLOT_OF = {  # the method of the contract that fills each slot
     "edits": {Slot.SURGERY, Slot.HEAD, Slot.STEP, Slot.OUTPUT},
     "freeze_layers": {Slot.FREEZE},
+    "stepper": {Slot.STEP},
     "transform": {Slot.DATA},
     "objective": {Slot.LOSS, Slot.PHASE},
     "taps": {Slot.TERM},

@@ -14,7 +14,7 @@ from mi_audit.store.files import digest
 from mi_audit.store.splits import FEWEST, split
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
 from mi_audit.train.classifier import Recipe, accuracy, fit
-from mi_audit.train.defended import Parts
+from mi_audit.train.defended import Parts, freeze
 from mi_audit.train.seeding import seeded
 
 VERSION = 1
@@ -157,6 +157,7 @@ def fresh_private_model(
         std=net.std_values, seed=seed,
     )  # fmt: skip
     example = model.classifier.prepare(scene.splits.train.images(slice(0, 2), "cpu"))
+    freeze(model.classifier, parts, scene.splits.train.images(slice(0, 2), "cpu"))  # edits may spare what is frozen
     with seeded("cpu", seed, "edits"):
         for part in parts.values():
             model = model.edited(part.edits(model.classifier.net, example))

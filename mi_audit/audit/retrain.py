@@ -12,7 +12,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
-from mi_audit.train.classifier import Epoch, Recipe, accuracy
+from mi_audit.train.classifier import Fit, Recipe, accuracy
 from mi_audit.train.defended import DefendedFit, fit_defended, freeze
 
 VERSION = 2  # raised when the same settings would train other weights
@@ -106,7 +106,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "resolved": made.frozen,
         "doubts": list(composition.doubts),
         "recipe": asdict(how.recipe),
-        "phases": {name: _course(fit.epoch, fit.history) for name, fit in made.fit.phases},
+        "phases": {name: _course(fit) for name, fit in made.fit.phases},
         "init": made.init,
         "seed": seed,
         "val_accuracy": made.fit.val_accuracy,
@@ -115,10 +115,10 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
     }
 
 
-def _course(kept: int, history: tuple[Epoch, ...]) -> dict[str, object]:
-    """The epoch that a phase kept, and what its parts of the loss came to there."""
-    notes = history[kept - 1].notes if history else {}
-    return {"kept_epoch": kept, **({"loss": dict(notes)} if notes else {})}
+def _course(fit: Fit) -> dict[str, object]:
+    """The epoch that a phase kept, what its parts of the loss came to there, and what else is to be told of it."""
+    notes = fit.history[fit.epoch - 1].notes if fit.history else {}
+    return {"kept_epoch": fit.epoch, **({"loss": dict(notes)} if notes else {}), **fit.facts}
 
 
 def _refuse_frozen_surgery(model: LoadedModel) -> None:
@@ -127,7 +127,7 @@ def _refuse_frozen_surgery(model: LoadedModel) -> None:
     for edit in model.edits:
         factors = edit.get("factors")
         for block in factors if isinstance(factors, dict) else ():
-            held = list(net.get_submodule(str(block).rpartition(":")[0] or str(block)).parameters())
+            held = list(net.get_submodule(str(block).rpartition(".")[0]).parameters())
             if held and not any(parameter.requires_grad for parameter in held):
                 raise ConfigError(
                     f"expected skips changed in layers that train, got {block} in the frozen part; freeze less, or "

@@ -106,7 +106,7 @@ class Term(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Training:
     """What a stepper has to know of a training before its first step.
 
     Attributes:
@@ -249,9 +249,9 @@ class Defense(ABC):
         del labels, moment
         return images
 
-    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan) -> Stepper | None:
+    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, training: Training) -> Stepper | None:
         """STEP: what draws the batches and updates the weights in the place of the trainer."""
-        del model, optimiser, plan
+        del model, optimiser, training
         return None
 
     def taps(self, model: nn.Module, example: Images) -> Sequence[str]:

@@ -65,7 +65,7 @@ class BiDO(Defense):
     adaptive: ClassVar = "average gradients over 20 to 50 random views of the image, which is published to undo it"
     slots: ClassVar = frozenset({Slot.TERM})
     excludes: ClassVar = {
-        "dp_sgd": "its loss couples the pictures of a batch, so that no gradient belongs to one of them"
+        "dp-sgd": "its loss couples the pictures of a batch, so that no gradient belongs to one of them"
     }
     untested: ClassVar = {"atat": "both compute extra passes or matrices per step; expect the costs to add up"}
     deviations: ClassVar = (

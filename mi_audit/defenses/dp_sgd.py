@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Plan, Slot, Stepper
+from mi_audit.core.defense import Defense, Edit, Slot, Stepper, Training
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.nn.group_norm import training_batch_norms
@@ -84,16 +84,16 @@ class DPSGD(Defense):
         modules = training_batch_norms(net)
         return ({"edit": "group-norm", "modules": list(modules)},) if modules else ()
 
-    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan) -> Stepper:
+    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, training: Training) -> Stepper:
         from mi_audit.train.private_steps import (  # loading Opacus takes longer than most commands
             PrivateSteps,
             noise_for,
         )
 
-        delta = self.delta or 1 / (1.1 * plan.images)
-        steps = -(-plan.images // plan.batch_size)
+        delta = self.delta or 1 / (1.1 * training.images)
+        steps = -(-training.images // training.batch_size)
         return PrivateSteps(
-            model, optimiser, plan, delta=delta, max_grad_norm=self.max_grad_norm, accounting=self.accountant,
-            noise=noise_for(self.epsilon, delta, 1 / steps, steps * plan.epochs, self.accountant),
+            model, optimiser, training, delta=delta, max_grad_norm=self.max_grad_norm, accounting=self.accountant,
+            noise=noise_for(self.epsilon, delta, 1 / steps, steps * training.epochs, self.accountant),
             at_once=self.at_once, secret=self.secret,
         )  # fmt: skip

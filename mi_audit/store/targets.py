@@ -13,6 +13,7 @@ from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.target import QueryLedger, TorchTarget
 from mi_audit.nn import edits as surgery
 from mi_audit.nn.classifier import Classifier
+from mi_audit.nn.output_rules import answer
 from mi_audit.store.architectures import build, complete_name, defaults, load_strictly, seeded
 from mi_audit.store.checkpoints import open_checkpoint
 from mi_audit.store.files import write_atomic
@@ -58,7 +59,9 @@ class LoadedModel:
 
     def target(self, ledger: QueryLedger | None = None) -> TorchTarget:
         """The network as attacks see it; frozen and in eval mode from here on."""
-        return TorchTarget(self.classifier, self.classifier.num_classes, self.classifier.head, ledger)
+        return TorchTarget(
+            self.classifier, self.classifier.num_classes, self.classifier.head, ledger, answer(self.edits)
+        )
 
     def with_input(self, **changes: Any) -> "LoadedModel":  # noqa: ANN401
         """The same weights behind another `size`, `mean`, `std` or `order`."""

@@ -1,7 +1,7 @@
 """The training loop of classifiers: targets, defended targets and evaluators."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mi_audit.core.dataset import Dataset
+from mi_audit.core.defense import Training
 from mi_audit.core.errors import ConfigError, DataError, Diverged
 from mi_audit.core.prior import Progress
 from mi_audit.core.report import Interval, Quantity
@@ -99,11 +100,13 @@ class Fit:
         val_accuracy: Of the weights that were kept, as a share; None without validation images.
         epoch: The epoch they come from, counted from 1.
         history: Every epoch.
+        facts: What a stepper that took the trainer's place did.
     """
 
     val_accuracy: float | None
     epoch: int
     history: tuple[Epoch, ...]
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def fit(
@@ -146,14 +149,17 @@ def fit(
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     course = _Course(model, train, val, recipe, seed, device, objective, keep, span or Span(0, recipe.epochs), on_step)
     run = f"{recipe} seed {seed} on {len(train)} + {len(val)} images {train.fingerprint}"
-    course.restore(checkpoints.load(checkpoint, run))
-    while len(course.history) < recipe.epochs:
-        with seeded(device, seed, "dropout", len(course.history)):
-            course.epoch(len(course.history))
-        if len(course.history) < recipe.epochs:
-            checkpoints.save(checkpoint, run, course.state())
-    checkpoints.clear(checkpoint)
-    return course.finish()
+    try:
+        course.restore(checkpoints.load(checkpoint, run))
+        while len(course.history) < recipe.epochs:
+            with seeded(device, seed, "dropout", len(course.history)):
+                course.epoch(len(course.history))
+            if len(course.history) < recipe.epochs:
+                checkpoints.save(checkpoint, run, course.state())
+        checkpoints.clear(checkpoint)
+        return course.finish()
+    finally:
+        course.close()
 
 
 @torch.no_grad()
@@ -212,14 +218,21 @@ class _Course:
             images_per_class=self.objective.images_per_class,
         )  # fmt: skip
         self.optimiser = _optimiser(self.model, recipe)
+        largest = int(self.train.labels.bincount().max())
+        about = Training(
+            images=len(self.train), largest_class=largest, batch_size=recipe.batch_size, epochs=recipe.epochs,
+            seed=self.seed,
+        )  # fmt: skip
+        self.stepper = self.objective.stepper(self.model, self.optimiser, about)
 
     def epoch(self, number: int) -> None:
         """One pass over the training images, a look at the validation images, a line in the history."""
         train_mode(self.model)
-        epochs, steps, count = self.recipe.epochs, len(self.feed), len(self.train)
+        epochs, count = self.recipe.epochs, len(self.train)
+        steps = self.stepper.steps if self.stepper else len(self.feed)
         losses = torch.zeros(steps, device=self.device)
         notes: dict[str, list[Tensor]] = {}
-        for step, batch in enumerate(self.feed.epoch(number)):
+        for step, batch in enumerate(self._batches(number, steps)):
             self._rate(number + step / steps)
             at = Position(self.seed, number, epochs, step, self.device, self.recipe.precision)
             losses[step], told = self._update(batch, at)
@@ -229,7 +242,16 @@ class _Course:
         self._check(losses, number)
         self._judge(float(losses.mean()), {name: float(torch.stack(values).mean()) for name, values in notes.items()})
 
+    def _batches(self, number: int, steps: int) -> Iterator[Batch]:
+        if self.stepper is None:
+            yield from self.feed.epoch(number)
+            return
+        for done, batch in enumerate(self.stepper.batches(self.feed.take, number), 1):
+            yield Batch(*batch, done * len(self.train) // steps)
+
     def _update(self, batch: Batch, at: Position) -> tuple[Scalar, Mapping[str, Scalar]]:
+        if self.stepper is not None:
+            return self.objective.advance(self.stepper, batch.images, batch.labels, at), {}
         loss, notes = self.objective(self.model, batch.images, batch.labels, at)
         self.optimiser.zero_grad()
         loss.backward()
@@ -271,7 +293,11 @@ class _Course:
         """Everything that the following epochs depend on."""
         history = [asdict(epoch) for epoch in self.history]
         weights = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "best": self.best}
-        return {**weights, "history": history, "chosen": self.chosen, "objective": self.objective.state()}
+        return {**weights, "history": history, "chosen": self.chosen, **self._others()}
+
+    def _others(self) -> dict[str, object]:
+        stepper = {"stepper": self.stepper.state()} if self.stepper else {}
+        return {"objective": self.objective.state(), **stepper}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go back to `state`; without one, start."""
@@ -282,6 +308,8 @@ class _Course:
             self.history = [Epoch(**epoch) for epoch in state["history"]]
             self.chosen = state["chosen"]
             self.objective.restore(state["objective"])
+            if self.stepper is not None:
+                self.stepper.restore(state["stepper"])
 
     def finish(self) -> Fit:
         """Put the chosen weights into the model, in the usual memory layout and in eval mode."""
@@ -290,7 +318,13 @@ class _Course:
         self.model.to(memory_format=torch.contiguous_format).eval()
         self.chosen = self.chosen if self.chosen >= 0 else len(self.history) - 1  # no epoch counted
         accuracy_there = self.history[self.chosen].val_accuracy if self.history else None
-        return Fit(accuracy_there, self.chosen + 1, tuple(self.history))
+        facts = self.stepper.facts() if self.stepper else {}
+        return Fit(accuracy_there, self.chosen + 1, tuple(self.history), facts)
+
+    def close(self) -> None:
+        """Take everything off the model that only the training needed."""
+        if self.stepper is not None:
+            self.stepper.close()
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.defense import MAIN, Defense, Moment, Phase, Slot, Step
+from mi_audit.core.defense import MAIN, Defense, Moment, Phase, Slot, Step, Stepper, Training
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.prior import Progress
 from mi_audit.core.types import Images, Labels, Logits, Scalar
@@ -76,6 +77,17 @@ class DefendedObjective(Objective):
                 total = total + term.value
                 notes |= {name: term.value, **{f"{name}.{key}": value for key, value in term.notes.items()}}
         return Losses(total, notes)
+
+    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, training: Training) -> Stepper | None:
+        for _, part in self._filling(Slot.STEP):
+            return part.stepper(model, optimiser, training)
+        return None
+
+    def advance(self, stepper: Stepper, images: Images, labels: Labels, at: Position) -> Scalar:
+        moments = {name: self._moment(name, at) for name in self._parts}
+        for name, part in self._filling(Slot.DATA):
+            images = part.transform(images, labels, moments[name])
+        return stepper.step(images, labels, lambda logits, theirs: self._base(logits, theirs, moments))
 
     def counts(self, epoch: int, epochs: int) -> bool:
         return self._phase != MAIN or all(part.in_force(epoch, epochs) for part in self._parts.values())

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mi_audit.core.defense import Stepper, Training
 from mi_audit.core.types import Images, Labels, Scalar
 from mi_audit.nn.precision import Precision, autocast
 
@@ -50,6 +52,15 @@ class Objective:
     def __call__(self, model: nn.Module, images: Images, labels: Labels, at: Position) -> Losses:
         with autocast(at.device, at.precision):
             return Losses(self._loss(model, images, labels).float())
+
+    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, training: Training) -> Stepper | None:
+        """What draws the batches and updates the weights in the place of the trainer, if anything does."""
+        del model, optimiser, training
+        return None
+
+    def advance(self, stepper: Stepper, images: Images, labels: Labels, at: Position) -> Scalar:
+        """Let the stepper make one step with a loss per image; the loss of the batch."""
+        raise NotImplementedError(f"{type(self).__name__} has no stepper, got {stepper} for {images}, {labels}, {at}")
 
     def counts(self, epoch: int, epochs: int) -> bool:
         """Whether the weights of an epoch, from 0, may be the ones that are kept."""

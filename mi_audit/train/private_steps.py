@@ -12,7 +12,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from mi_audit.core.defense import Plan, Stepper
+from mi_audit.core.defense import Stepper, Training
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images, Labels, Logits, PerSample, Scalar
 from mi_audit.nn.group_norm import training_batch_norms
@@ -56,7 +56,7 @@ class PrivateSteps(Stepper):
     Args:
         model: In single precision; no batch normalisation of it may train.
         optimiser: Of its trainable parameters.
-        plan: The training.
+        training: The training.
         noise: The noise multiplier.
         max_grad_norm: Largest norm of the gradient of one image.
         delta: Of the budget.
@@ -73,7 +73,7 @@ class PrivateSteps(Stepper):
         self,
         model: nn.Module,
         optimiser: torch.optim.Optimizer,
-        plan: Plan,
+        training: Training,
         *,
         noise: float,
         max_grad_norm: float,
@@ -88,17 +88,17 @@ class PrivateSteps(Stepper):
                 f"expected no batch normalisation that trains under DP-SGD, got {', '.join(mixing[:3])}; "
                 "replace it by group normalisation, or freeze the layers before it at public values"
             )
-        self.steps = -(-plan.images // plan.batch_size)
+        self.steps = -(-training.images // training.batch_size)
         self.rate = 1 / self.steps
-        self._model, self._plan, self._delta = model, plan, delta
+        self._model, self._training, self._delta = model, training, delta
         self._at_once, self._secret = at_once, secret
-        self._key = secrets.randbits(62) if secret else plan.seed
+        self._key = secrets.randbits(62) if secret else training.seed
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         device = next(iter(self._weights.values())).device
         self._generator = torch.Generator(device)
         self._optimiser = DPOptimizer(
             optimiser, noise_multiplier=noise, max_grad_norm=max_grad_norm,
-            expected_batch_size=plan.images * self.rate, generator=self._generator,
+            expected_batch_size=training.images * self.rate, generator=self._generator,
         )  # fmt: skip
         self._mechanism = accounting
         self._accountant = create_accountant(accounting)
@@ -110,7 +110,7 @@ class PrivateSteps(Stepper):
         rng = stream(self._key, "private", epoch)
         self._generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
         for _ in range(self.steps):
-            rows = (torch.rand(self._plan.images, generator=rng) < self.rate).nonzero().flatten()
+            rows = (torch.rand(self._training.images, generator=rng) < self.rate).nonzero().flatten()
             yield take(rows, rng)
 
     def step(self, images: Images, labels: Labels, objective: Callable[[Logits, Labels], Scalar]) -> Scalar:
@@ -123,7 +123,7 @@ class PrivateSteps(Stepper):
             self._optimiser.signal_skip_step(do_skip=number + 1 < len(chunks))
             self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
-        return total / (self._plan.images * self.rate)
+        return total / (self._training.images * self.rate)
 
     def state(self) -> dict[str, Any]:
         return {"key": self._key, "history": [list(row) for row in self._accountant.history]}
@@ -137,7 +137,7 @@ class PrivateSteps(Stepper):
         return float(self._accountant.get_epsilon(self._delta)) if self._accountant.history else 0.0
 
     def facts(self) -> dict[str, object]:
-        epsilon, largest = self.epsilon(), self._plan.largest_class
+        epsilon, largest = self.epsilon(), self._training.largest_class
         noise, steps = self._optimiser.noise_multiplier, sum(int(row[2]) for row in self._accountant.history)
         drawn = "the noise is secret" if self._secret else "the noise follows from the seed, so nothing is private yet"
         return {

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mi_audit.core.defense import Plan, Slot
+from mi_audit.core.defense import Slot, Training
 from mi_audit.core.errors import ConfigError
 from mi_audit.defenses.dp_sgd import DPSGD
 from mi_audit.nn.edits import apply
@@ -11,7 +11,7 @@ from mi_audit.train.feeding import Feed
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
 
-PLAN = Plan(images=24, largest_class=6, batch_size=8, epochs=2, seed=1)
+PLAN = Training(images=24, largest_class=6, batch_size=8, epochs=2, seed=1)
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
 

@@ -8,7 +8,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from torch import nn
 from torch.nn import functional as F
 
-from mi_audit.core.defense import Plan
+from mi_audit.core.defense import Training
 from mi_audit.core.errors import ConfigError
 from mi_audit.train.feeding import Feed
 from mi_audit.train.private_steps import PrivateSteps, noise_for
@@ -16,7 +16,7 @@ from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
 
 NORM = 5.0
-PLAN = Plan(images=24, largest_class=6, batch_size=8, epochs=2, seed=3)
+PLAN = Training(images=24, largest_class=6, batch_size=8, epochs=2, seed=3)
 
 
 def linear():
@@ -85,7 +85,7 @@ def test_noise_has_the_deviation_that_is_accounted_for(count):
 
 
 def test_batches_are_poisson():
-    big = Plan(images=4000, largest_class=1, batch_size=100, epochs=1, seed=0)
+    big = Training(images=4000, largest_class=1, batch_size=100, epochs=1, seed=0)
     steps = private(linear(), plan=big)
     assert steps.steps == 40
     taken = []
