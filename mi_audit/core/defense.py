@@ -1,12 +1,13 @@
 """The contract of a defense: which slots of the training it fills, so that several compose over one trainer."""
 
 import enum
-from abc import ABC
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from mi_audit.core.paper import Paper
@@ -104,6 +105,78 @@ class Term(NamedTuple):
     notes: Mapping[str, Scalar] = {}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a stepper has to know of a training before its first step.
+
+    Attributes:
+        images: Training images.
+        largest_class: Images of the class that has most of them.
+        batch_size: Images in a step, on average.
+        epochs: Passes over the images.
+        seed: Of the training.
+    """
+
+    images: int
+    largest_class: int
+    batch_size: int
+    epochs: int
+    seed: int
+
+
+class Stepper(ABC):
+    """STEP: draws the batches and updates the weights in the place of the trainer.
+
+    The trainer makes it once model and optimiser are there, goes through `batches` in every epoch, transforms each
+    batch and hands it to `step`, and calls `close` whatever happened.
+
+    Attributes:
+        steps: Batches per epoch.
+    """
+
+    steps: int
+
+    @abstractmethod
+    def batches(
+        self, take: Callable[[Int64[Tensor, " b"], torch.Generator], tuple[Images, Labels]], epoch: int
+    ) -> Iterator[tuple[Images, Labels]]:
+        """The batches of an epoch, counted from 0; a batch may be empty.
+
+        Args:
+            take: The training images with these numbers and their labels, augmented by the generator, on the device.
+            epoch: Which; the same epoch has the same batches after a resume.
+        """
+
+    @abstractmethod
+    def step(self, images: Images, labels: Labels, objective: Callable[[Logits, Labels], Scalar]) -> Scalar:
+        """Update the weights.
+
+        Args:
+            images: A batch; changes of it must not have mixed images.
+            labels: Their classes.
+            objective: The loss, a mean over the batch of a loss per image; it is asked about one image at a time.
+
+        Returns:
+            The loss of the batch before the update, detached.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What the following epochs depend on besides weights and optimiser."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to `state`."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, object]:
+        """What was done so far, in plain values with a `summary`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take everything off model and optimiser that was put there."""
+
+
 class Defense(ABC):
     """A frozen dataclass of hyper-parameters. The trainer owns the loop; a defense fills the slots it declares.
 
@@ -175,6 +248,11 @@ class Defense(ABC):
         """DATA: change the training images, in [0, 1], after augmentation."""
         del labels, moment
         return images
+
+    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan) -> Stepper | None:
+        """STEP: what draws the batches and updates the weights in the place of the trainer."""
+        del model, optimiser, plan
+        return None
 
     def taps(self, model: nn.Module, example: Images) -> Sequence[str]:
         """TERM: dotted names of the modules of `model` whose outputs `term` needs."""

@@ -42,7 +42,8 @@ class BiDO(Defense):
     Attributes:
         measure: `hsic` (normalised), `coco_fro` (what the published code calls COCO) or `coco_spec` (COCO as defined).
         lambda_x: Weight of the dependence between pixels and layers; more of it does not always mean more privacy.
-        lambda_y: Weight of the dependence between layers and labels.
+        lambda_y: Weight of the dependence between layers and labels. Both defaults are for HSIC; with COCO, whose
+            values are far smaller, the paper uses 1 and 50.
         sigma: Width of the Gaussian kernels, in units of the root of the dimension; 0 takes the median distance.
         eps: Ridge of HSIC per picture; a larger one, such as 1e-3, tells dependence better from rank.
         layers: `auto` (ends of the stages), or dotted names of modules, separated by commas.
@@ -63,7 +64,6 @@ class BiDO(Defense):
     kind: ClassVar = "information"
     adaptive: ClassVar = "average gradients over 20 to 50 random views of the image, which is published to undo it"
     slots: ClassVar = frozenset({Slot.TERM})
-    needs_public_init: ClassVar = True
     excludes: ClassVar = {
         "dp_sgd": "its loss couples the pictures of a batch, so that no gradient belongs to one of them"
     }

@@ -17,8 +17,8 @@ class CA(Defense):
     """After the main training, fine-tune a few epochs on `scale * p^power * log p`, p the probability of the label.
 
     The loss is smallest at `p = exp(-1 / power)`, 0.88 for 8, and rises again above: attacks that maximise p climb past
-    the private images. Its gradient vanishes for p near 0, so that it can only follow a training with cross-entropy; it
-    fades near 1, too, where a well-trained model stands. At too low a rate nothing moves, and nothing is defended: watch
+    the private images. Its gradient vanishes for p near 0, so that it can only follow a training with cross-entropy,
+    and fades near 1, where a well-trained model stands. At too low a rate nothing moves and nothing is defended: watch
     `confidence`, the mean p, which is logged, fall towards the value above, and raise `lr` where it stays.
 
     Attributes:
@@ -44,9 +44,10 @@ class CA(Defense):
         "features before the head; attack a copy trained on the model's answers"
     )
     slots: ClassVar = frozenset({Slot.PHASE, Slot.TERM})
+    untested: ClassVar = {"trap_mid": "the last phase lowers the confidence that the trapdoor was trained to"}
     deviations: ClassVar = (
         "The rate falls to a tenth at 75 % and a hundredth at 90 % of the phase, in the released code after epochs 3 "
-        "and 4 of 5; batch and augmentation are those of the main phase, there batches of 96 that are only mirrored."
+        "and 4 of 5; batch and augmentation are those of the main phase, there batches of 96 that are only mirrored.",
     )
 
     power: float = 8.0

@@ -42,11 +42,15 @@ class MID(Defense):
         "many answers to the same image"
     )
     slots: ClassVar = frozenset({Slot.HEAD, Slot.TERM})
+    untested: ClassVar = {
+        "negls": "one holds the code of an image near zero, the other drives the logits apart",
+        "atat": "the noise of the code makes its inner search random",
+    }
     deviations: ClassVar = (
         "In evaluation the code is its mean, so that a model answers the same question the same way; public code draws "
-        "noise there, too (eval_noise=true). "
+        "noise there, too (eval_noise=true).",
         "The bottleneck replaces the last linear layer only: a batch norm before it, which public code takes out of "
-        "VGG-16, stays."
+        "VGG-16, stays.",
     )
 
     weight: float = 0.01

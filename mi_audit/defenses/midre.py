@@ -31,7 +31,7 @@ class MIDRE(Defense):
         fill: `paper` is the light grey of the released code, `neutral` middle grey.
 
     Raises:
-        ConfigError: The shares are out of range or in the wrong order, or the fill is unknown.
+        ConfigError: The shares are out of range or in the wrong order.
     """
 
     paper: ClassVar = Paper(
@@ -44,7 +44,7 @@ class MIDRE(Defense):
     kind: ClassVar = "data"
     adaptive: ClassVar = "erase random squares of the attacked image, too, and average the gradients over them"
     slots: ClassVar = frozenset({Slot.DATA})
-    deviations: ClassVar = "Grey images are filled with the luminance of the colour."
+    deviations: ClassVar = ("Grey images are filled with the luminance of the colour.",)
 
     low: float = 0.1
     high: float = 0.4
@@ -55,8 +55,6 @@ class MIDRE(Defense):
             raise ConfigError(
                 f"expected 0 < low <= high < 1, got {self.low}, {self.high}; set for example midre.high=0.4"
             )
-        if self.fill not in FILLS:
-            raise ConfigError(f"expected fill {' | '.join(FILLS)}, got {self.fill!r}; correct midre.fill")
 
     def transform(self, images: Images, labels: Labels, moment: Moment) -> Images:
         del labels

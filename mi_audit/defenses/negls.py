@@ -39,9 +39,10 @@ class NegLS(Defense):
         "with cross-entropy on the model's answers"
     )
     slots: ClassVar = frozenset({Slot.LOSS})
+    excludes: ClassVar = {"ca": "it lowers the confidence that negative smoothing raises without end"}
     deviations: ClassVar = (
         "The schedule, published for 100 epochs, keeps its shares of the training for any number; the last epoch "
-        "always has the full weight."
+        "always has the full weight.",
     )
 
     alpha: float = -0.05
@@ -55,6 +56,9 @@ class NegLS(Defense):
                 f"expected alpha < 0, got {self.alpha}, which makes a model leak more; set negls.alpha=-{self.alpha}, "
                 "or negls.allow_positive=true to show that"
             )
+
+    def in_force(self, epoch: int, epochs: int) -> bool:
+        return smoothing(self.alpha, epoch, epochs) == self.alpha
 
     def objective(self, logits: Logits, labels: Labels, moment: Moment) -> Scalar | None:
         if moment.phase != MAIN:

@@ -9,13 +9,17 @@ from torch import nn
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
+from mi_audit.nn import skips
+from mi_audit.nn.group_norm import group_norm
 from mi_audit.nn.heads import bottleneck_head, low_rank_head
 
 SEAL = "edits_seal"  # a tensor in every edited network: no stock class loads its weights by mistake
 OUTPUT = "output"  # the edit of what an API answers; it changes no network
 EDITS: Mapping[str, Callable[..., None]] = {
+    skips.NAME: skips.scale,
     "low-rank-head": low_rank_head,
     "bottleneck-head": bottleneck_head,
+    "group-norm": group_norm,
 }
 
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,6 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Features, Logits, Scalar
 from mi_audit.nn.classifier import find_head
 
-Norm = Literal["batch", "layer", "none"]
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
     "layer": nn.LayerNorm,
@@ -44,7 +42,7 @@ class LowRankHead(Head):
         norm: Of the features: `batch`, `layer` or `none`.
     """
 
-    def __init__(self, width: int, num_classes: int, *, rank: int, norm: Norm) -> None:
+    def __init__(self, width: int, num_classes: int, *, rank: int, norm: str) -> None:
         super().__init__()
         if norm not in NORMS:
             raise ConfigError(f"expected a norm of {', '.join(NORMS)}, got {norm!r}; correct it")
@@ -76,11 +74,10 @@ class BottleneckHead(Head):
         self.classify = nn.Linear(code, num_classes)
 
     def logits(self, features: Features) -> Logits:
-        encoded = self.encode(features)
-        code, spread = encoded.chunk(2, dim=1)
-        if self.training or self.eval_noise:  # in single precision: half would round noise of 0.0067 away
-            code = torch.addcmul(code.float(), deviations(spread), torch.randn_like(spread, dtype=torch.float32))
-        return self.classify(code.to(encoded.dtype))
+        code, spread = self.encode(features).chunk(2, dim=1)
+        if self.training or self.eval_noise:
+            code = code + deviations(spread).to(code.dtype) * torch.randn_like(code)
+        return self.classify(code)
 
 
 SHIFT = 5.0  # deviations start at softplus(-5) = 0.0067: the bottleneck opens nearly without noise
@@ -149,7 +146,7 @@ def find_seat(net: nn.Module, example: Tensor) -> Seat:
     return Seat(name, features, num_classes)
 
 
-def low_rank_head(net: nn.Module, *, layer: str, rank: int, norm: Norm) -> None:
+def low_rank_head(net: nn.Module, *, layer: str, rank: int, norm: str) -> None:
     """The edit `low-rank-head`: put a `LowRankHead` in the place of the linear layer called `layer`."""
     _replace(net, layer, lambda width, num_classes: LowRankHead(width, num_classes, rank=rank, norm=norm))
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mi_audit.core.dataset import Dataset
@@ -78,10 +79,17 @@ class Feed:
         order = order.to(self.pixels.device)
         uniform = torch.rand(self.count, DRAWS, generator=rng).to(self.device)
         for rows in self.slices:
-            pixels = self.pixels[order[rows]].to(self.device, non_blocking=True)
-            images = augment(pixels.float() / 255, uniform[rows], self.augmentation)
-            labels = self.labels[order[rows]].to(self.device, non_blocking=True)
-            yield Batch(images.contiguous(memory_format=self.layout), labels, rows.stop)
+            yield Batch(*self._serve(order[rows], uniform[rows]), rows.stop)
+
+    def take(self, rows: Labels, rng: torch.Generator) -> tuple[Images, Labels]:
+        """The images with these numbers, augmented by `rng`, for whoever draws the batches in our place."""
+        return self._serve(rows.to(self.pixels.device), torch.rand(len(rows), DRAWS, generator=rng).to(self.device))
+
+    def _serve(self, rows: Labels, uniform: Float[Tensor, "b 6"]) -> tuple[Images, Labels]:
+        pixels = self.pixels[rows].to(self.device, non_blocking=True)
+        images = augment(pixels.float() / 255, uniform, self.augmentation)
+        labels = self.labels[rows].to(self.device, non_blocking=True)
+        return images.contiguous(memory_format=self.layout), labels
 
 
 def balanced(order: Labels, classes: Labels, size: int, rng: torch.Generator) -> Labels:

@@ -121,6 +121,18 @@ def test_a_layer_that_is_not_finite_is_skipped_and_counted(measure):
     assert not broken.grad.any() and taps["second"].grad.isfinite().all()
 
 
+@pytest.mark.parametrize("measure", ["hsic", "coco_fro"])
+@pytest.mark.parametrize("sigma", [5.0, 0.0])
+def test_no_step_waits_for_the_device(measure, sigma):
+    """Tensors without memory have no value to wait for: to read one on the host is an error."""
+    layer = torch.zeros(8, 5, device="meta", requires_grad=True)
+    images, labels = torch.zeros(8, 3, 4, 4, device="meta"), torch.zeros(8, dtype=torch.int64, device="meta")
+    now = step(images, labels, {"layer": layer}, logits=torch.zeros(8, 4, device="meta"))
+    value, notes = BiDO(measure=measure, sigma=sigma).term(now)
+    value.backward()
+    assert {each.device.type for each in (value, layer.grad, *notes.values())} == {"meta"}
+
+
 def test_taps_the_stages_that_learn():
     net, example = torchvision_net("resnet18")
     assert tuple(BiDO().taps(net, example)) == ("layer1", "layer2", "layer3", "layer4")

@@ -52,7 +52,7 @@ def test_shares_and_places_are_uniform():
     often = erased.float().mean(dim=0)
     assert torch.allclose(often, often.flip(0), atol=0.05) and torch.allclose(often, often.flip(1), atol=0.05)
     assert torch.allclose(often, often.T, atol=0.05)
-    assert float(often[0, 0]) > 0.01 and float(often[-1, -1]) > 0.01
+    assert float(often[0, 0]) > 0.003 and float(often[-1, -1]) > 0.003
 
 
 def test_every_image_has_its_own_square_and_its_other_pixels():
@@ -67,8 +67,9 @@ def test_every_image_has_its_own_square_and_its_other_pixels():
 def test_the_fill_in_the_scale_of_the_images(fill, colour):
     images = torch.full((4, 3, 8, 8), 2.0)
     got = transform(MIDRE(fill=fill), images)
-    inside = got[(got != 2).all(dim=1)[:, None].expand_as(got)].view(4, -1)  # all channels of all erased pixels
-    assert inside.numel() and torch.allclose(got.amin(dim=(0, 2, 3)), colour, atol=1e-6)
+    erased = (got != 2).all(dim=1)
+    assert torch.allclose(got.permute(0, 2, 3, 1)[erased], colour, atol=1e-6) and erased.any()
+    assert (got.permute(0, 2, 3, 1)[~erased] == 2).all()
     grey = transform(MIDRE(fill=fill), images[:, :1])
     assert float(grey.min()) == pytest.approx(float(colour @ torch.tensor([0.299, 0.587, 0.114])), abs=1e-6)
 
@@ -99,9 +100,7 @@ def test_changes_nothing_but_the_training_images():
     assert own & {"edits", "objective", "term", "freeze_layers", "phases", "companion"} == set()
 
 
-@pytest.mark.parametrize(
-    "settings", [{"low": 0.0}, {"high": 1.0}, {"low": 0.5, "high": 0.4}, {"fill": "black"}], ids=str
-)
+@pytest.mark.parametrize("settings", [{"low": 0.0}, {"high": 1.0}, {"low": 0.5, "high": 0.4}], ids=str)
 def test_refuses_settings_out_of_range(settings):
     with pytest.raises(ConfigError, match="expected"):
         MIDRE(**settings)

@@ -41,9 +41,9 @@ NETWORKS = {
     "torchvision vit": (tiny_vit, "heads.head", 24),
     "timm resnet": (lambda: timm.create_model("test_resnet", num_classes=CLASSES), "fc", 96),
     "timm resnetv2, a convolution": (
-        lambda: timm.models.resnetv2.ResNetV2(layers=(1, 1), channels=(16, 24), num_classes=CLASSES),
+        lambda: timm.models.resnetv2.ResNetV2((1, 1), (32, 64), CLASSES, stem_chs=32, bottle_ratio=1.0),
         "head.fc",
-        24,
+        64,
     ),
     "timm convnext": (lambda: timm.create_model("test_convnext", num_classes=CLASSES), "head.fc", 64),
     "timm mobilenet": (
@@ -154,16 +154,16 @@ def test_the_code_has_the_mean_and_the_deviation_that_were_encoded():
     assert drawn.std(dim=0).tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(2))], rel=0.03)
 
 
-def test_the_noise_survives_half_precision_in_the_sum():
-    head = BottleneckHead(4, 3, code=64, eval_noise=False).to(torch.bfloat16).train()
-    features = torch.randn(2, 4, dtype=torch.bfloat16)
-    assert head(features).dtype == torch.bfloat16
-    with torch.no_grad():
-        head.encode.weight.zero_()
-        head.encode.bias.copy_(torch.tensor([1.0] * 64 + [-3.0] * 64))  # 3e-4: below half a step of 0.0078 at 1
-        head.classify.weight.fill_(1.0)
-        head.classify.bias.zero_()
-    assert head(features)[0].tolist() == pytest.approx([64] * 3, rel=0.01)
+@pytest.mark.parametrize(
+    "head", [LowRankHead(4, 3, rank=2, norm="layer"), BottleneckHead(4, 3, code=2, eval_noise=True)]
+)
+def test_the_heads_keep_half_precision(head):
+    assert head.to(torch.bfloat16)(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_the_head_takes_the_type_and_the_mode_of_the_network():
+    net = edited(plain_cnn().double().eval(), torch.zeros(1, 3, 8, 8).double(), **BOTTLENECK)
+    assert net[17].encode.weight.dtype == torch.float64 and not net[17].encode.training
 
 
 def test_the_deviation_starts_near_zero():
@@ -190,8 +190,17 @@ def test_the_divergence_and_its_gradient_hold_everywhere(mean, spread):
     shifted = np.float64(np.float32(shifted) - np.float32(5))
     deviation = np.logaddexp(0, shifted)  # 1e-263 at the far end: the logarithm is still a number
     slope = 1 / (1 + np.exp(-shifted))
-    assert float(value) == pytest.approx((mean**2 + deviation**2 - 1) / 2 - np.log(deviation), rel=1e-5, abs=1e-5)
+    assert float(value.detach()) == pytest.approx(
+        (mean**2 + deviation**2 - 1) / 2 - np.log(deviation), rel=1e-5, abs=1e-5
+    )
     assert encoded.grad[0].tolist() == pytest.approx([mean, (deviation - 1 / deviation) * slope], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("shifted", [-9.5, -10.5])
+def test_the_logarithm_of_the_deviation_keeps_its_digits_where_the_series_takes_over(shifted):
+    deviation = np.log1p(np.exp(shifted))
+    value = divergence(torch.tensor([[0.0, shifted + 5]]))
+    assert float(value) == pytest.approx((deviation**2 - 1) / 2 - np.log(deviation), abs=3e-6)
 
 
 def test_a_frozen_backbone_leaves_the_whole_head_to_learn():

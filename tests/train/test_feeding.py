@@ -49,6 +49,17 @@ def test_balanced_batches_hold_k_images_of_each_of_p_classes():
     assert all(sorted(Counter(batch.labels.tolist()).values()) == [4, 4, 4, 4] for batch in batches)
 
 
+def test_sixteen_classes_of_four_have_ninety_six_pairs_of_one_class():
+    labels = torch.arange(100).repeat_interleave(8)
+    data = Dataset("many", torch.zeros(800, 1, 1, 1, dtype=torch.uint8), labels, tuple(map(str, range(100))), "many")
+
+    def pairs(batches):
+        return [(same.sum().item() - 64) // 2 for b in batches[:-1] for same in [b.labels[:, None] == b.labels]]
+
+    assert set(pairs(epoch(data, 64, 4))) == {16 * 6}
+    assert max(pairs(epoch(data, 64))) < 32  # 64 * 63 / 2 * 7 / 799 = 18 are expected at random
+
+
 def test_a_balanced_epoch_serves_every_image_once_with_its_own_label():
     data = numbered(8, 3, 17, 5, 1)
     batches = epoch(data, 8, 4)
