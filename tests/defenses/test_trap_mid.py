@@ -11,6 +11,8 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.defenses import trap_mid
 from mi_audit.defenses.trap_mid import TrapMID
 from mi_audit.nn import freezing
+from mi_audit.train.classifier import Recipe
+from mi_audit.train.defended import fit_defended
 from tests.nn.test_anatomy import plain_cnn
 from tests.nn.test_shortcuts import same, state
 from tests.toy import classifier, dataset
@@ -130,6 +132,28 @@ def test_a_resumed_run_goes_on_bit_for_bit():
     assert same(one, two) and torch.equal(extra[0]["stack"], extra[1]["stack"])
     momentum = [[row["momentum_buffer"] for row in part["optimiser"]["state"].values()] for part in extra]
     assert all(torch.equal(*pair) for pair in zip(*momentum, strict=True))
+
+
+def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    def train(checkpoint, on_step):
+        torch.manual_seed(0)
+        net, data = plain_cnn(), dataset()
+        recipe = Recipe(epochs=3, batch_size=8, precision="32")
+        parts = {"trap-mid": TrapMID()}
+        fit_defended(net, data, data, recipe, parts, seed=0, device="cpu", on_step=on_step, checkpoint=checkpoint)
+        return state(net)
+
+    def interrupt(label, done, total):
+        if label == "epoch 3/3":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "unfinished", interrupt)
+    assert list(tmp_path.iterdir())
+    seen = []
+    resumed = train(tmp_path / "unfinished", lambda label, *_: seen.append(label))
+    assert set(seen) == {"epoch 3/3"}
+    assert same(resumed, train(None, lambda *_: None))
 
 
 def test_a_frozen_network_stays_frozen_and_gets_its_trapdoors_in_the_rest():
