@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import convnext, maxvit, swin_transformer, vision_transformer
 
-from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, join
+from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, factor, join
 
 ATTENTION, MLP, MB, RESIDUAL = "attention", "mlp", "mb", "residual"
 
@@ -30,6 +30,27 @@ class ScaledEncoderBlock(vision_transformer.EncoderBlock):  # type: ignore[misc]
         branch, _ = self.self_attention(normed, normed, normed, need_weights=False)
         x = join(self, ATTENTION, self.dropout(branch), input)
         return onto(self, MLP, self.mlp(self.ln_2(x)), x)
+
+
+class ScaledTransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """The unit of PyTorch's own encoder; tokens `b n d` or `n b d`."""
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attention and perceptron, each with its norm and its skip."""
+        if factor(self, ATTENTION) == factor(self, MLP) == 1:  # PyTorch may take its fused path
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        normed = self.norm1(src) if self.norm_first else src
+        x = onto(self, ATTENTION, self._sa_block(normed, src_mask, src_key_padding_mask, is_causal=is_causal), src)
+        if self.norm_first:
+            return onto(self, MLP, self._ff_block(self.norm2(x)), x)
+        x = self.norm1(x)
+        return self.norm2(onto(self, MLP, self._ff_block(x), x))
 
 
 class ScaledBlock(timm.models.vision_transformer.Block):
@@ -254,6 +275,7 @@ _NORMS = _open(attention="norm1.weight", mlp="norm2.weight")
 _mix = timm.models.maxxvit
 
 HANDLERS: Handlers = {
+    nn.TransformerEncoderLayer: Handler(ScaledTransformerEncoderLayer, _TWO, channels_last=True),
     vision_transformer.EncoderBlock: Handler(ScaledEncoderBlock, _TWO, channels_last=True),
     timm.models.vision_transformer.Block: Handler(ScaledBlock, _TWO, _SCALES, channels_last=True),
     timm.models.vision_transformer.ResPostBlock: Handler(ScaledResPostBlock, _TWO, _NORMS, channels_last=True),

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import timm
 import torch
+from torch import nn
 from torchvision.models import ConvNeXt, MaxVit, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
@@ -37,8 +38,22 @@ def timm_net(name, **options):
     return timm.create_model(name, num_classes=options.pop("num_classes", 5), drop_path_rate=0.2, **options)
 
 
+class Encoder(nn.Module):
+    """A classifier of patches over PyTorch's own encoder."""
+
+    def __init__(self, **options):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, **options)
+        self.patches, self.head = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 5)
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+
+    def forward(self, images):
+        return self.head(self.encoder(self.patches(images).flatten(2).mT).mean(dim=1))
+
+
 # name -> network, side of its images, blocks of the last stage with their adds, in order
 NETS = {
+    "torch-encoder": (lambda: Encoder(norm_first=True), 32, {"encoder.layers.3": TWO}),
     "torchvision-vit": (
         lambda: VisionTransformer(32, 8, 8, 2, 16, 32, num_classes=5), 32,
         {f"encoder.layers.encoder_layer_{place}": TWO for place in (6, 7)},
@@ -161,8 +176,8 @@ def test_factors_of_one_change_no_bit_and_no_name(name):
 
 
 BRANCH_ENDS = {  # the last layer with weights of a branch, by the end of the name of its add: the first that exists
-    "attention": ("self_attention.out_proj", "attn_layer.1.merge", "attn.proj"),
-    "mlp": ("mlp_layer.3", "mlp.fc2", "mlp.3"),
+    "attention": ("self_attention.out_proj", "self_attn.out_proj", "attn_layer.1.merge", "attn.proj"),
+    "mlp": ("linear2", "mlp_layer.3", "mlp.fc2", "mlp.3"),
     "residual": ("block.5", "mlp.fc2"),
     "mb": ("layers.conv_c", "conv3_1x1", "mlp.fc2"),
 }
@@ -215,8 +230,10 @@ def test_a_small_factor_turns_stochastic_depth_off_and_a_large_one_leaves_it(nam
     for part in block.modules():
         if part in droppers:
             setattr(part, "p" if hasattr(part, "p") else "drop_prob", 0.5)
-        elif isinstance(part, torch.nn.Dropout):
+        elif isinstance(part, nn.Dropout):
             part.p = 0.0
+        elif isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
     features = torch.rand(shape)
     torch.manual_seed(2)
     assert torch.equal(block.train()(features), block(features))
@@ -283,3 +300,13 @@ def test_only_the_named_add_changes():
         skips.scale(net, factors={f"blocks.7.{add}": 0.0})
         outputs.append(run(net, images, training=False))
     assert not torch.equal(*outputs) and not any(torch.equal(output, before) for output in outputs)
+
+
+def test_an_encoder_with_norms_behind_the_sums_by_hand():
+    """`norm2(k y + mlp(y))` with `y = norm1(k x + attention(x))`."""
+    torch.manual_seed(0)
+    net, x = Encoder(dropout=0.0), torch.rand(2, 9, 16)
+    skips.scale(net, factors={"encoder.layers.0.attention": 0.3, "encoder.layers.0.mlp": 0.6})
+    layer = net.encoder.layers[0]
+    y = layer.norm1(0.3 * x + layer.self_attn(x, x, x)[0])
+    torch.testing.assert_close(layer(x), layer.norm2(0.6 * y + layer.linear2(layer.linear1(y).relu())))
