@@ -12,8 +12,9 @@ import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan
 from mi_audit.audit.sweep import run_sweep
+
+from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan
 from mi_audit.cli.console import Lines
 from mi_audit.core.report import Comparison, Quantity
 from mi_audit.store.results import read_result

@@ -13,8 +13,8 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
-from mi_audit.train.classifier import Recipe
 from mi_audit.train.defended import fit_defended, freeze
+from mi_audit.train.recipe import Recipe
 from tests.toy import dataset
 
 KINDS = {"information", "data", "gradient-masking", "deception", "output-side"}

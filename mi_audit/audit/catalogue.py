@@ -40,8 +40,11 @@ def describe(name: str) -> Entry:
         close = difflib.get_close_matches(short, every, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see `mi-audit list attacks`"
         raise ConfigError(f"expected the name of an attack, a defense, a metric or a prior, got {name!r}; {hint}")
-    known, method = every[short]
-    return _entry(known, short, method) | {"description": inspect.getdoc(method) or "", **_particulars(method)}
+    return _described(*every[short], short)
+
+
+def _described(kind: Kind, method: type[Any], name: str) -> Entry:
+    return _entry(kind, name, method) | {"description": inspect.getdoc(method) or "", **_particulars(method)}
 
 
 def attack_tags() -> Mapping[str, frozenset[str]]:
@@ -110,17 +113,22 @@ def _combinations() -> list[Entry]:
     rows = []
     for name, parts in NAMED.items():
         made = compose(name, {})
-        first = _entry("defenses", parts[0], registry.defenses()[parts[0]])
-        settings = {f"{part}.{key}": value for part in parts for key, value in describe(part)["settings"].items()}
-        help_texts = {f"{part}.{key}": text for part in parts for key, text in describe(part)["help"].items()}
+        rows_of = {part: _described("defenses", registry.defenses()[part], part) for part in parts}
+        named = {
+            key: {f"{part}.{field}": value for part, row in rows_of.items() for field, value in row[key].items()}
+            for key in ("settings", "help")
+        }
         rows.append(
-            first
+            _entry("defenses", name, registry.defenses()[parts[0]])
+            | named
             | {
-                "name": name, "kind": made.kind, "adaptive": made.adaptive, "settings": settings, "help": help_texts,
-                "summary": f"{' and '.join(parts)} together.", "description": f"The same as --method {made.method}.",
-                "slots": sorted({slot for part in parts for slot in describe(part)["slots"]}),
+                "kind": made.kind,
+                "adaptive": made.adaptive,
+                "summary": f"{' and '.join(parts)} together.",
+                "description": f"The same as --method {made.method}.",
+                "slots": [slot for row in rows_of.values() for slot in row["slots"]],
             }
-        )  # fmt: skip
+        )
     return rows
 
 

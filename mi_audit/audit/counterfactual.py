@@ -28,7 +28,7 @@ from mi_audit.core.report import AttackResult, ModelFacts
 from mi_audit.core.run import Averaging
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.classifier import Recipe
+from mi_audit.train.recipe import Recipe
 
 VERSION = 2  # raised when the same settings would train another counterfactual target
 

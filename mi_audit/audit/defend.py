@@ -35,7 +35,8 @@ from mi_audit.nn.freezing import parse
 from mi_audit.store.files import make_folder, read_file, storage_error, write_atomic
 from mi_audit.store.results import write_result
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.classifier import Recipe, accuracy
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.recipe import Recipe
 
 
 def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:

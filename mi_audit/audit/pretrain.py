@@ -13,8 +13,10 @@ from mi_audit.nn.classifier import Classifier
 from mi_audit.store.files import digest
 from mi_audit.store.splits import FEWEST, split
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
-from mi_audit.train.classifier import Recipe, accuracy, fit
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.classifier import fit
 from mi_audit.train.defended import Parts, freeze
+from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded
 
 VERSION = 1

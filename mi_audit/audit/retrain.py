@@ -12,8 +12,10 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
-from mi_audit.train.classifier import Fit, Recipe, accuracy
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.classifier import Fit
 from mi_audit.train.defended import DefendedFit, fit_defended, freeze
+from mi_audit.train.recipe import Recipe
 
 VERSION = 2  # raised when the same settings would train other weights
 

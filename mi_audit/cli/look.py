@@ -14,7 +14,7 @@ from mi_audit.core.errors import ConfigError, NothingToAudit
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "attacks": ("name", "access", "prior", "cite", "summary"),
-    "defenses": ("name", "kind", "cite", "summary"),
+    "defenses": ("name", "kind", "summary"),
     "metrics": ("name", "unit", "summary"),
     "priors": ("name", "cite", "summary"),
 }

@@ -44,7 +44,7 @@ class CA(Defense):
         "features before the head; attack a copy trained on the model's answers"
     )
     slots: ClassVar = frozenset({Slot.PHASE, Slot.TERM})
-    untested: ClassVar = {"trap_mid": "the last phase lowers the confidence that the trapdoor was trained to"}
+    untested: ClassVar = {"trap-mid": "the last phase lowers the confidence that the trapdoor was trained to"}
     deviations: ClassVar = (
         "The rate falls to a tenth at 75 % and a hundredth at 90 % of the phase, in the released code after epochs 3 "
         "and 4 of 5; batch and augmentation are those of the main phase, there batches of 96 that are only mirrored.",

@@ -1,6 +1,5 @@
 """The training loop of classifiers: targets, defended targets and evaluators."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,62 +7,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Training
 from mi_audit.core.errors import ConfigError, DataError, Diverged
 from mi_audit.core.prior import Progress
-from mi_audit.core.report import Interval, Quantity
 from mi_audit.core.types import Scalar
 from mi_audit.nn.freezing import train_mode
-from mi_audit.nn.intervals import clopper_pearson
-from mi_audit.nn.precision import Precision
 from mi_audit.train import checkpoint as checkpoints
-from mi_audit.train.augment import Augmentation
+from mi_audit.train.accuracy import hits_and_loss
 from mi_audit.train.feeding import Batch, Feed, fastest_layout
 from mi_audit.train.objective import Loss, Objective, Position, cross_entropy
+from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train a classifier.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images per step; a last batch of one image is dropped, for batch norms.
-        lr: Learning rate, the peak of the schedule.
-        optimiser: `sgd` with Nesterov momentum 0.9, or `adam`; either sees only parameters that require grad.
-        weight_decay: Of the optimiser.
-        schedule: `one-cycle` (a quarter up, then down to nothing, both as cosines), `constant`, or `milestones`
-            (a tenth from 75 % on, a hundredth from 90 % on).
-        augment: `none`, `shift` (never mirrors) or `faces` (mirrors).
-        precision: `auto` is mixed bfloat16 where the hardware has it; the loss is always in single precision.
-        clip: Largest norm of the gradient; None does not clip.
-    """
-
-    epochs: int = 20
-    batch_size: int = 64
-    lr: float = 0.05
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    weight_decay: float = 5e-4
-    schedule: Literal["one-cycle", "constant", "milestones"] = "one-cycle"
-    augment: Augmentation = "none"
-    precision: Precision = "auto"
-    clip: float | None = None
-
-    def rate(self, progress: float) -> float:
-        """The learning rate once `progress` of the training, from 0 to 1, is done."""
-        match self.schedule:
-            case "constant":
-                return self.lr
-            case "milestones":
-                return self.lr * (1.0 if progress < 0.75 else 0.1 if progress < 0.9 else 0.01)
-            case "one-cycle":
-                rising = progress < 0.25
-                low, share = (0.04, 1 - progress / 0.25) if rising else (0.0, (progress - 0.25) / 0.75)
-                return self.lr * (low + (1 - low) * (1 + math.cos(math.pi * share)) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,36 +118,6 @@ def fit(
         course.close()
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Dataset, device: str, batch_size: int = 256) -> Quantity:
-    """The share of `data` that `model` puts into the right class, with its exact 95 % interval."""
-    if not len(data):
-        return Quantity(
-            value=None, unit="share", count=0, counted="images", reason=f"{data.name} has no images in this split"
-        )
-    hits, _ = _hits_and_loss(model, data, device, batch_size)
-    low, high = clopper_pearson(hits, len(data))
-    interval = Interval(low=low, high=high, method="exact binomial (Clopper-Pearson) over images")
-    return Quantity(value=hits / len(data), unit="share", count=len(data), counted="images", interval=interval)
-
-
-@torch.no_grad()
-def _hits_and_loss(model: nn.Module, data: Dataset, device: str, batch_size: int = 256) -> tuple[int, float]:
-    """Images classified rightly, and the summed cross-entropy; leaves the model in the mode it was in."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    hits = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), device=device)
-    for start in range(0, len(data), batch_size):
-        rows = slice(start, start + batch_size)
-        logits, labels = model(data.images(rows, device)).float(), data.labels[rows].to(device)
-        hits += (logits.argmax(dim=1) == labels).sum()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-    for module, mode in training.items():
-        module.training = mode
-    return int(hits), float(loss)
-
-
 @dataclass
 class _Course:
     """A training under way."""
@@ -277,7 +203,7 @@ class _Course:
 
     def _judge(self, train_loss: float, notes: Mapping[str, float]) -> None:
         """Note the epoch, and keep its weights when it did best on the validation images so far."""
-        hits, loss = _hits_and_loss(self.model, self.val, self.device)
+        hits, loss = hits_and_loss(self.model, self.val, self.device)
         seen, number = len(self.val), len(self.history)
         now = Epoch(train_loss, loss / seen, hits / seen, notes) if seen else Epoch(train_loss, None, None, notes)
         self.history.append(now)

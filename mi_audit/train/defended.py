@@ -17,8 +17,9 @@ from mi_audit.core.prior import Progress
 from mi_audit.core.types import Images, Labels, Logits, Scalar
 from mi_audit.nn.precision import autocast
 from mi_audit.train import checkpoint as checkpoints
-from mi_audit.train.classifier import Fit, Recipe, Span, fit
+from mi_audit.train.classifier import Fit, Span, fit
 from mi_audit.train.objective import Losses, Objective, Position
+from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded, stream
 
 Parts = Mapping[str, Defense]  # by command-line name, in the order of their slots

@@ -30,7 +30,7 @@ from mi_audit.store.datasets import load_splits
 from mi_audit.store.results import read_result
 from mi_audit.store.targets import load_model, new_model, save_model
 from mi_audit.train import defended
-from mi_audit.train.classifier import Recipe
+from mi_audit.train.recipe import Recipe
 from tests.audit.test_control import result
 from tests.audit.test_decisions import PPA, Contaminated
 from tests.world import defend_plan, digit_plan

@@ -15,7 +15,7 @@ from mi_audit.audit.retrain import Retraining, retrained
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.core.dataset import Dataset
 from mi_audit.store.targets import LoadedModel, save_model
-from mi_audit.train.classifier import Recipe
+from mi_audit.train.recipe import Recipe
 from tests.world import defend_plan
 
 PLAIN = Retraining(UNDEFENDED, None, Recipe(epochs=2, precision="32"))

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mi_audit.core.defense import Moment, Step
 from mi_audit.core.errors import ConfigError
 from mi_audit.defenses.ca import CA, confidence_loss
-from mi_audit.train.classifier import Recipe
+from mi_audit.train.recipe import Recipe
 from tests.toy import classifier, dataset
 
 LABEL = torch.tensor([0])

@@ -11,8 +11,8 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.defenses import trap_mid
 from mi_audit.defenses.trap_mid import TrapMID
 from mi_audit.nn import freezing
-from mi_audit.train.classifier import Recipe
 from mi_audit.train.defended import fit_defended
+from mi_audit.train.recipe import Recipe
 from tests.nn.test_anatomy import plain_cnn
 from tests.nn.test_shortcuts import same, state
 from tests.toy import classifier, dataset

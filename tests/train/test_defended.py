@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from mi_audit.core.defense import MAIN, Defense, Phase, Slot, Term
 from mi_audit.core.errors import ConfigError
 from mi_audit.train import defended
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
 from mi_audit.train.defended import fit_defended, freeze, only, schedule, tapped
+from mi_audit.train.recipe import Recipe
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
 
