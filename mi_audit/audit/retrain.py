@@ -95,6 +95,10 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
         net, scene.splits.train, scene.splits.val, recipe, parts, seed=seed, device=scene.device,
         on_step=scene.progress.step, checkpoint=checkpoint,
     )  # fmt: skip
+    for name, part in parts.items():
+        lacking = part.shortfall(fitted.notes(name))
+        if lacking:
+            scene.warn(f"{name}, seed {seed}: {lacking}")
     return Trained(model, fitted, frozen, init)
 
 

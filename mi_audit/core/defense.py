@@ -244,6 +244,15 @@ class Defense(ABC):
         del epoch, epochs
         return True
 
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """Why the training may not have done what it is for; empty when nothing speaks against it.
+
+        Args:
+            notes: Means over the last epoch in which it gave any, by the names that `term` gave them.
+        """
+        del notes
+        return ""
+
     def transform(self, images: Images, labels: Labels, moment: Moment) -> Images:
         """DATA: change the training images, in [0, 1], after augmentation."""
         del labels, moment

@@ -1,6 +1,7 @@
 """CA: move the most likely images away from the private ones by capping how sure a trained model gets."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,6 +72,16 @@ class CA(Defense):
         if moment.phase != PHASE:
             return None
         return confidence_loss(logits, labels, self.power, self.scale)
+
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """The confidence did not come half the way down from 1 to where the loss is smallest."""
+        sure, aim = notes.get("confidence", 0.0), math.exp(-1 / self.power)
+        if sure <= (1 + aim) / 2:
+            return ""
+        return (
+            f"the model is still sure of its training images ({sure:.3f} on average, {aim:.2f} is aimed at), so hardly "
+            f"anything is defended; raise ca.lr, which is {self.lr:g}"
+        )
 
     def term(self, step: Step) -> Term | None:
         """Adds nothing; logs the confidence that the phase is to lower."""

@@ -40,6 +40,13 @@ class DefendedFit:
         """Of the weights the last phase kept."""
         return self.phases[-1][1].val_accuracy
 
+    def notes(self, name: str) -> dict[str, float]:
+        """What the part called `name` noted, in the last epoch in which it did."""
+        epochs = [epoch.notes for _, fitted in self.phases for epoch in fitted.history]
+        prefix = f"{name}."
+        own = [{k.removeprefix(prefix): v for k, v in one.items() if k.startswith(prefix)} for one in epochs]
+        return next((one for one in reversed(own) if one), {})
+
 
 class DefendedObjective(Objective):
     """One forward pass, the base loss, and a term per defense.

@@ -7,6 +7,7 @@ from torch import nn
 from mi_audit.attacks.gmi import GMI
 from mi_audit.attacks.lomma import LOMMA
 from mi_audit.audit import validity
+from mi_audit.audit.adaptive import no_adaptive
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import open_scene
@@ -208,7 +209,7 @@ class Adaptive(GMI):
     ],
 )
 def test_a_declared_defense_needs_an_attack_that_knows_it(defense, builds, passed):
-    flag = validity.no_adaptive([defense], builds)
+    flag = no_adaptive([defense], builds)
     assert flag.id == "G6 NO_ADAPTIVE" and flag.passed is passed
     if not passed:
         assert "tldmi" in flag.detail and "average over views" in flag.clears
@@ -224,7 +225,7 @@ def test_a_declared_defense_needs_an_attack_that_knows_it(defense, builds, passe
     ],
 )
 def test_a_defense_that_view_averaging_undoes_is_answered_by_enough_of_the_right_views(method, averaging, passed):
-    flag = validity.no_adaptive([{"method": method}], {"gmi": GMI()}, averaging)
+    flag = no_adaptive([{"method": method}], {"gmi": GMI()}, averaging)
     assert flag.passed is passed and (f"averaging over {averaging.count} views (taa)" in flag.detail) is passed
 
 

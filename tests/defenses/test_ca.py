@@ -101,3 +101,10 @@ def test_brings_a_sure_model_to_its_confidence():
 def test_refuses_settings_out_of_range(settings):
     with pytest.raises(ConfigError, match="expected"):
         CA(**settings)
+
+
+def test_says_when_the_model_stayed_as_sure_as_it_was():
+    """exp(-1 / 8) is 0.8825; half the way down from 1 is 0.941."""
+    assert CA().shortfall({"confidence": 0.94}) == ""
+    assert "0.998 on average, 0.88 is aimed at" in CA().shortfall({"confidence": 0.998})
+    assert "raise ca.lr, which is 2e-05" in CA().shortfall({"confidence": 0.95})

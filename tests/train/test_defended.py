@@ -262,3 +262,9 @@ def test_batches_are_balanced_when_a_part_asks(monkeypatch):
     objective = defended.DefendedObjective({"doubling": Doubling(), "balanced": Balanced()}, {}, {}, MAIN)
     assert objective.images_per_class == 2
     assert defended.DefendedObjective({"doubling": Doubling()}, {}, {}, MAIN).images_per_class is None
+
+
+def test_the_last_notes_of_a_part_are_found():
+    _, done = train({"doubling": Doubling(), "phased": Phased()}, replace(RECIPE, lr=0.0))
+    last = done.phases[-1][1].history[-1].notes
+    assert done.notes("doubling") == {"twice": last["doubling.twice"]} and done.notes("phased") == {}
