@@ -10,12 +10,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
-from mi_audit.nn import skips_attention, skips_convolution, skips_residual, skips_traced
+from mi_audit.nn import skips_attention, skips_convolution, skips_maxvit, skips_residual, skips_traced
 from mi_audit.nn.anatomy import Anatomy, dissect
 from mi_audit.nn.skips_joining import Add, Handler, Handlers, Kind, Scaling, scaling
 
 NAME = "skips"  # of the edit
-FAMILIES: Sequence[Handlers] = (skips_residual.HANDLERS, skips_convolution.HANDLERS, skips_attention.HANDLERS)
+FAMILIES: Sequence[Handlers] = (
+    skips_residual.HANDLERS,
+    skips_convolution.HANDLERS,
+    skips_attention.HANDLERS,
+    skips_maxvit.HANDLERS,
+)
 FALLBACKS: Sequence[Callable[[nn.Module], Handler | None]] = (
     skips_traced.handler,
 )  # for blocks of a class that no family knows
