@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal
 
 from mi_audit.audit import registry
+from mi_audit.audit.composition import NAMED, compose
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import SurrogateRecipe
@@ -19,7 +20,8 @@ KINDS: tuple[Kind, ...] = ("attacks", "defenses", "metrics", "priors")
 
 def entries(kind: Kind) -> tuple[Entry, ...]:
     """One flat row per method of `kind`; all have name, access, prior, paper, summary and settings."""
-    return tuple(_entry(kind, name, method) for name, method in _table(kind).items())
+    rows = [_entry(kind, name, method) for name, method in _table(kind).items()]
+    return tuple(sorted(rows + _combinations(), key=lambda row: row["name"]) if kind == "defenses" else rows)
 
 
 def describe(name: str) -> Entry:
@@ -29,6 +31,9 @@ def describe(name: str) -> Entry:
         ConfigError: Nothing is called that; the message has a suggestion.
     """
     kind, colon, short = name.rpartition(":")
+    for row in _combinations():
+        if short == row["name"] and (not colon or "defenses".startswith(kind)):
+            return row
     kinds = [known for known in KINDS if not colon or known.startswith(kind)]
     every = {found: (known, method) for known in reversed(kinds) for found, method in _table(known).items()}
     if short not in every:
@@ -91,7 +96,32 @@ def _attack(method: type[Any]) -> Entry:
 
 
 def _defense(method: type[Any]) -> Entry:
-    return {"kind": method.kind, "adaptive": method.adaptive, "needs_public_init": method.needs_public_init}
+    return {
+        "kind": method.kind,
+        "slots": [slot.name.lower() for slot in sorted(method.slots)],
+        "adaptive": method.adaptive,
+        "needs_public_init": method.needs_public_init,
+        "not with": sorted(method.excludes),
+    }
+
+
+def _combinations() -> list[Entry]:
+    """Defenses that were published as a combination of others: a row each, with the settings of every part."""
+    rows = []
+    for name, parts in NAMED.items():
+        made = compose(name, {})
+        first = _entry("defenses", parts[0], registry.defenses()[parts[0]])
+        settings = {f"{part}.{key}": value for part in parts for key, value in describe(part)["settings"].items()}
+        help_texts = {f"{part}.{key}": text for part in parts for key, text in describe(part)["help"].items()}
+        rows.append(
+            first
+            | {
+                "name": name, "kind": made.kind, "adaptive": made.adaptive, "settings": settings, "help": help_texts,
+                "summary": f"{' and '.join(parts)} together.", "description": f"The same as --method {made.method}.",
+                "slots": sorted({slot for part in parts for slot in describe(part)["slots"]}),
+            }
+        )  # fmt: skip
+    return rows
 
 
 def _metric(method: type[Any]) -> Entry:

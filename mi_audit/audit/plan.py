@@ -94,12 +94,12 @@ class DefendPlan:
     """How to retrain.
 
     Attributes:
-        method: Name of the defense.
+        method: Name of the defense, or several joined by `+`.
         freeze: Freeze grammar; None takes the method's own.
         pretrained: `auto` (train on labelled public data), or a model reference whose weights start both models.
         epochs, lr, batch_size: None takes the profile's recipe.
         save: Where to copy the defended weights; None leaves them in the run folder only.
-        settings: Hyper-parameters of the method.
+        settings: Hyper-parameters, by defense.
     """
 
     method: str = "tldmi"

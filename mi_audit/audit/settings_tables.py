@@ -152,7 +152,7 @@ class RunTable(Table):
 class DefendTable(Table):
     """How `mi-audit defend` retrains."""
 
-    method: str = Field(default="tldmi", description="name of the defense")
+    method: str = Field(default="tldmi", description="name of the defense, or several: tldmi+bido")
     freeze: str | None = Field(
         default=None,
         description="what stays as pre-trained: 80%, params:80%, stage:3, module:NAME, none",
@@ -168,7 +168,7 @@ class DefendTable(Table):
     save: Path | None = Field(
         default=None, description="copy the defended weights here", examples=["defended.safetensors"]
     )
-    settings: Mapping[str, object] = Field(default_factory=dict, description="hyper-parameters of the method")
+    settings: Mapping[str, object] = Field(default_factory=dict, description="hyper-parameters, by defense")
 
 
 class Settings(Table):

@@ -245,9 +245,8 @@ def no_adaptive(
     if not declared:
         return ValidityFlag(id="G6 NO_ADAPTIVE", passed=True, detail="no defense is declared")
     method, advice = str(declared[0].get("method")), str(declared[0].get("adaptive_attack") or "")
-    ran = [name for name, attack in builds.items() if method in attack.adaptive_to]
-    if averaging and method in averaging.adaptive_to:
-        ran.append(f"averaging over {averaging.count} views ({averaging.kind})")
+    met = {part: _adaptive_to(part, builds, averaging) for part in method.split("+")}
+    ran = list(dict.fromkeys(name for names in met.values() for name in names)) if all(met.values()) else []
     detail = f"the model declares the defense {method}; "
     return ValidityFlag(
         id="G6 NO_ADAPTIVE",
@@ -255,6 +254,14 @@ def no_adaptive(
         detail=detail + (f"{', '.join(ran)} is adaptive to it" if ran else "no attack that ran is adaptive to it"),
         clears="" if ran else f"run an attack that knows the defense{f': {advice}' if advice else ''}",
     )
+
+
+def _adaptive_to(part: str, builds: Mapping[str, Attack[Any, Any]], averaging: Averaging | None) -> list[str]:
+    """What ran that knows how to undo one defense."""
+    ran = [name for name, attack in builds.items() if part in attack.adaptive_to]
+    if averaging and part in averaging.adaptive_to:
+        ran.append(f"averaging over {averaging.count} views ({averaging.kind})")
+    return ran
 
 
 def _gradient(target: TorchTarget, tried: Pilots) -> Tensor:

@@ -44,7 +44,7 @@ class Phase:
         name: What it is called in messages and in `Moment.phase`; `main` is taken.
         when: Before or after the main phase.
         epochs: Passes over the training images; those of a phase before come out of the main phase's.
-        recipe: Fields of the trainer's recipe that differ from the main phase's; `lr_factor` multiplies its rate.
+        recipe: Fields of the trainer's recipe that differ from the main phase's; without any, both share one schedule.
         keep: Which weights the phase ends with: those that did best on the validation images, or the last.
         part: Dotted name of the only module that trains; None trains all that is not frozen.
     """
@@ -107,8 +107,8 @@ class Term(NamedTuple):
 class Defense(ABC):
     """A frozen dataclass of hyper-parameters. The trainer owns the loop; a defense fills the slots it declares.
 
-    The order is: `edits`, public weights loaded, `freeze_layers`, `companion`; then in every step `transform`, one forward
-    pass, `objective`, `term`.
+    The order is: `edits`, public weights loaded, `freeze_layers`, `companion`; then in every step `transform`, one
+    forward pass, `objective`, `term`.
 
     Attributes:
         paper: The publication of the method.
@@ -118,6 +118,8 @@ class Defense(ABC):
         slots: What it fills; a method of a slot that is not declared is not called.
         needs_public_init: True when the network must start from weights trained on public images.
         deviations: What differs from the published code, and why.
+        excludes: Defenses it cannot be combined with, by command-line name, each with the reason.
+        untested: Defenses with which it has no published combination and a doubt, each with the doubt.
         images_per_class: Number of pictures per class in a batch when batches must be balanced; None draws at random.
     """
 
@@ -127,7 +129,9 @@ class Defense(ABC):
     adaptive: ClassVar[str]
     slots: ClassVar[frozenset[Slot]]
     needs_public_init: ClassVar[bool] = False
-    deviations: ClassVar[str] = ""
+    deviations: ClassVar[tuple[str, ...]] = ()
+    excludes: ClassVar[Mapping[str, str]] = {}
+    untested: ClassVar[Mapping[str, str]] = {}
 
     @property
     def images_per_class(self) -> int | None:
@@ -156,10 +160,16 @@ class Defense(ABC):
 
     def enter(self, model: nn.Module, phase: str) -> None:
         """PHASE: called when a phase begins or is resumed."""
+        del model, phase
 
     def phases(self) -> Sequence[Phase]:
         """PHASE: parts of the training besides the main one."""
         return ()
+
+    def in_force(self, epoch: int, epochs: int) -> bool:
+        """LOSS: whether weights of an epoch of the main phase, from 0, carry the whole defense; others are not kept."""
+        del epoch, epochs
+        return True
 
     def transform(self, images: Images, labels: Labels, moment: Moment) -> Images:
         """DATA: change the training images, in [0, 1], after augmentation."""

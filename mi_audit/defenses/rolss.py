@@ -1,6 +1,6 @@
 """RoLSS: remove the skip connections of the last stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,14 +46,19 @@ class RoLSS(Defense):
         "a student with all skip connections that was distilled from this model"
     )
     slots: ClassVar = frozenset({Slot.SURGERY})
-    deviations: ClassVar[str] = (
+    deviations: ClassVar[tuple[str, ...]] = (
         "The released code also removes skip connections at the end of the third stage of every ResNet, in the "
-        "undefended models too; here only `parity` does. Its settings for MobileNetV2 and EfficientNet change "
-        "nothing, because they name a last stage without a skip connection. It keeps the weights of removed "
-        "projections as dead parameters. In DenseNets it cuts channels off, so that public weights no longer fit and "
-        "the input of the head shrinks to the growth rate; here these channels are zero, and the rest of the network "
-        "keeps its shape."
+        "undefended models too; here only `parity` does.",
+        "Its settings for MobileNetV2 and EfficientNet change nothing, because they name a last stage without a skip "
+        "connection; here the last stage that has one is meant.",
+        "It keeps the weights of removed projections as dead parameters; here they are deleted.",
+        "In DenseNets it cuts channels off, so that public weights no longer fit and the input of the head shrinks to "
+        "the growth rate; here these channels are zero, and the rest of the network keeps its shape.",
     )
+    excludes: ClassVar[Mapping[str, str]] = {
+        "ssf": "it scales the skip connections that rolss removes",
+        "tts": "it removes the same skip connections, only later",
+    }
 
     keep_projection: bool = False
     parity: bool = False

@@ -1,6 +1,6 @@
 """SSF: scale the skip connections of the last stage down."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from mi_audit.core.paper import Paper
 from mi_audit.nn import skips
 
 ADDITIVE, DENSE = 0.2, 0.01
-FULL = "full skips"
+FULL = "full-skips"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,13 @@ class SSF(Defense):
         "skip connections that was distilled from this model"
     )
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.PHASE})
-    deviations: ClassVar[str] = (
-        "The project page calls the factor learnable; the released code keeps it constant, and so do we. The released "
-        "ResNets also lack skip connections at the end of the third stage; these do not. In DenseNets the channels "
-        "that are not carried over become zero instead of being cut off, so that public weights still fit."
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The project page calls the factor learnable; the released code keeps it constant, and so do we.",
+        "The released ResNets also lack skip connections at the end of the third stage; these do not.",
+        "In DenseNets the channels that are not carried over become zero instead of being cut off, so that public "
+        "weights still fit.",
     )
+    excludes: ClassVar[Mapping[str, str]] = {"tts": "it removes the skip connections that ssf scales; set ssf.tts"}
 
     k: float | None = None
     tts: int = 0

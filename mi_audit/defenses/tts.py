@@ -11,7 +11,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.nn import skips
 
-FULL = "full skips"
+FULL = "full-skips"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,13 @@ class TTS(Defense):
         "a student with all skip connections that was distilled from this model"
     )
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.PHASE})
-    deviations: ClassVar[str] = (
+    deviations: ClassVar[tuple[str, ...]] = (
         "The weights of removed projections are set to zero at the switch; the released code leaves them in the file "
-        "as they were trained. The released ResNets also lack skip connections at the end of the third stage, in both "
-        "stages of the training; these do not. Stochastic depth of the removed adds is on in the first stage only, "
-        "for a dropped branch without a shortcut would leave nothing."
+        "as they were trained.",
+        "The released ResNets also lack skip connections at the end of the third stage, in both stages of the "
+        "training; these do not.",
+        "Stochastic depth of the removed adds is on in the first stage only, for a dropped branch without a shortcut "
+        "would leave nothing.",
     )
 
     full_epochs: int = 5

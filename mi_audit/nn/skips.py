@@ -1,6 +1,6 @@
 """The skip connections of a network: where they are, and scaling or removing them (RoLSS, SSF, TTS; ECCV 2024)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -164,6 +164,19 @@ def switch(net: nn.Module, *, full: bool) -> None:
     set_factors(net, dict.fromkeys(wanted, 1.0) if full else wanted)
     if not full:
         retire(net)
+
+
+def refuse_inside(net: nn.Module, frozen: Collection[str]) -> None:
+    """Raise ConfigError when a parameter of a scaled block is among `frozen`.
+
+    Its public weights were trained with the whole skip connection, and frozen they cannot learn to do without.
+    """
+    for name, _, _ in _scaled(net):
+        if any(parameter.startswith(f"{name}.") for parameter in frozen):
+            raise ConfigError(
+                f"expected scaled skip connections behind the frozen part, got {name} inside; freeze less, or name "
+                "either the freezing or the surgery"
+            )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The training loop of classifiers: targets, defended targets and evaluators."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,21 +14,15 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError, DataError, Diverged
 from mi_audit.core.prior import Progress
 from mi_audit.core.report import Interval, Quantity
-from mi_audit.core.types import Images, Labels, Scalar
+from mi_audit.core.types import Scalar
 from mi_audit.nn.freezing import train_mode
 from mi_audit.nn.intervals import clopper_pearson
-from mi_audit.nn.precision import Precision, autocast
+from mi_audit.nn.precision import Precision
 from mi_audit.train import checkpoint as checkpoints
 from mi_audit.train.augment import Augmentation
-from mi_audit.train.feeding import Feed, fastest_layout
+from mi_audit.train.feeding import Batch, Feed, fastest_layout
+from mi_audit.train.objective import Loss, Objective, Position, cross_entropy
 from mi_audit.train.seeding import seeded
-
-Loss = Callable[[nn.Module, Images, Labels], Scalar]
-
-
-def cross_entropy(model: nn.Module, images: Images, labels: Labels) -> Scalar:
-    """The loss of an undefended model, in single precision."""
-    return F.cross_entropy(model(images).float(), labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +67,28 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one pass over the data came to; the validation values are None without validation images."""
+    """What one pass over the data came to; the validation values are None without validation images.
+
+    Attributes:
+        notes: Means of the numbers that the objective follows, such as the parts of the loss.
+    """
 
     train_loss: float
     val_loss: float | None
     val_accuracy: float | None
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def rank(self) -> tuple[float, float]:
         """Larger is better: validation accuracy, then validation loss."""
         return self.val_accuracy or 0.0, -(self.val_loss or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The place of a training in a longer one, so that both share one learning rate schedule: in epochs."""
+
+    start: int
+    whole: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,9 @@ def fit(
     *,
     seed: int,
     device: str,
-    loss: Loss = cross_entropy,
+    loss: Loss | Objective = cross_entropy,
+    keep: Literal["best", "last"] = "best",
+    span: Span | None = None,
     on_step: Progress,
     checkpoint: Path | None = None,
 ) -> Fit:
@@ -120,7 +129,9 @@ def fit(
         recipe: The settings.
         seed: Of the order of the images, the augmentation and the dropout.
         device: Where to train; the model stays there.
-        loss: A mean over the batch; defenses bring their own.
+        loss: A mean over the batch; defenses bring an objective, which says what else a step needs.
+        keep: `last` keeps the weights of the last epoch whatever `val` says.
+        span: Where this training lies in a longer one with the same schedule; None is all of it.
         on_step: Called as `on_step("epoch 3/20", images done, images in all epochs)`.
         checkpoint: Where to keep an unfinished run; a run that finds its own file there goes on after its last whole
             epoch, and ends with the weights of an uninterrupted run, bit for bit.
@@ -132,7 +143,8 @@ def fit(
     """
     if not len(train):
         raise DataError(f"expected training images, got none in {train.name}; add images")
-    course = _Course(model, train, val, recipe, seed, device, loss, on_step)
+    objective = loss if isinstance(loss, Objective) else Objective(loss)
+    course = _Course(model, train, val, recipe, seed, device, objective, keep, span or Span(0, recipe.epochs), on_step)
     run = f"{recipe} seed {seed} on {len(train)} + {len(val)} images {train.fingerprint}"
     course.restore(checkpoints.load(checkpoint, run))
     while len(course.history) < recipe.epochs:
@@ -184,7 +196,9 @@ class _Course:
     recipe: Recipe
     seed: int
     device: str
-    loss: Loss
+    objective: Objective
+    keep: Literal["best", "last"]
+    span: Span
     on_step: Progress
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -193,7 +207,10 @@ class _Course:
     def __post_init__(self) -> None:
         self.model.to(self.device)
         recipe, layout = self.recipe, fastest_layout(self.model, self.train.images(slice(0, 2), self.device))
-        self.feed = Feed(self.train, recipe.batch_size, recipe.augment, layout, self.seed, self.device)
+        self.feed = Feed(
+            self.train, recipe.batch_size, recipe.augment, layout, self.seed, self.device,
+            images_per_class=self.objective.images_per_class,
+        )  # fmt: skip
         self.optimiser = _optimiser(self.model, recipe)
 
     def epoch(self, number: int) -> None:
@@ -201,55 +218,60 @@ class _Course:
         train_mode(self.model)
         epochs, steps, count = self.recipe.epochs, len(self.feed), len(self.train)
         losses = torch.zeros(steps, device=self.device)
+        notes: dict[str, list[Tensor]] = {}
         for step, batch in enumerate(self.feed.epoch(number)):
-            self._rate((number + step / steps) / epochs)
-            losses[step] = self._update(batch.images, batch.labels)
+            self._rate(number + step / steps)
+            at = Position(self.seed, number, epochs, step, self.device, self.recipe.precision)
+            losses[step], told = self._update(batch, at)
+            for name, value in told.items():
+                notes.setdefault(name, []).append(value.detach())
             self.on_step(f"epoch {number + 1}/{epochs}", number * count + batch.done, epochs * count)
         self._check(losses, number)
-        self._judge(float(losses.mean()))
+        self._judge(float(losses.mean()), {name: float(torch.stack(values).mean()) for name, values in notes.items()})
 
-    def _update(self, images: Images, labels: Labels) -> Scalar:
-        with autocast(self.device, self.recipe.precision):
-            loss = self.loss(self.model, images, labels).float()
+    def _update(self, batch: Batch, at: Position) -> tuple[Scalar, Mapping[str, Scalar]]:
+        loss, notes = self.objective(self.model, batch.images, batch.labels, at)
         self.optimiser.zero_grad()
         loss.backward()
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(_trainable(self.model), self.recipe.clip)
         self.optimiser.step()
-        return loss.detach()
+        return loss.detach(), notes
 
-    def _rate(self, progress: float) -> None:
+    def _rate(self, epochs: float) -> None:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.rate(progress)
+            group["lr"] = self.recipe.rate((self.span.start + epochs) / self.span.whole)
 
     def _check(self, losses: Tensor, number: int) -> None:
         weights = torch.stack([weight.isfinite().all() for weight in _trainable(self.model)]).all()
         broken = ~torch.cat([losses.isfinite(), weights[None]])
         if bool(broken.any()):
             step = min(int(broken.int().argmax()), len(losses) - 1)
-            rate = self.recipe.rate((number + step / len(losses)) / self.recipe.epochs)
+            rate = self.recipe.rate((self.span.start + number + step / len(losses)) / self.span.whole)
             raise Diverged(
                 f"expected a finite loss, got NaN or infinity in epoch {number + 1}, step {step + 1} of {len(losses)}, "
                 f"at learning rate {rate:.3g}; lower the learning rate, clip the gradient or train with precision 32"
             )
 
-    def _judge(self, train_loss: float) -> None:
+    def _judge(self, train_loss: float, notes: Mapping[str, float]) -> None:
         """Note the epoch, and keep its weights when it did best on the validation images so far."""
         hits, loss = _hits_and_loss(self.model, self.val, self.device)
-        seen = len(self.val)
-        now = Epoch(train_loss, loss / seen, hits / seen) if seen else Epoch(train_loss, None, None)
+        seen, number = len(self.val), len(self.history)
+        now = Epoch(train_loss, loss / seen, hits / seen, notes) if seen else Epoch(train_loss, None, None, notes)
         self.history.append(now)
-        if not seen:
-            self.chosen = len(self.history) - 1
-        elif self.chosen < 0 or now.rank() > self.history[self.chosen].rank():
-            self.chosen = len(self.history) - 1
+        if not seen or self.keep == "last":
+            self.chosen = number
+        elif self.objective.counts(number, self.recipe.epochs) and (
+            self.chosen < 0 or now.rank() > self.history[self.chosen].rank()
+        ):
+            self.chosen = number
             self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def state(self) -> dict[str, object]:
         """Everything that the following epochs depend on."""
         history = [asdict(epoch) for epoch in self.history]
         weights = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "best": self.best}
-        return {**weights, "history": history, "chosen": self.chosen}
+        return {**weights, "history": history, "chosen": self.chosen, "objective": self.objective.state()}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go back to `state`; without one, start."""
@@ -259,12 +281,14 @@ class _Course:
             self.best = dict(state["best"])
             self.history = [Epoch(**epoch) for epoch in state["history"]]
             self.chosen = state["chosen"]
+            self.objective.restore(state["objective"])
 
     def finish(self) -> Fit:
         """Put the chosen weights into the model, in the usual memory layout and in eval mode."""
         if self.best:
             self.model.load_state_dict(self.best)
         self.model.to(memory_format=torch.contiguous_format).eval()
+        self.chosen = self.chosen if self.chosen >= 0 else len(self.history) - 1  # no epoch counted
         accuracy_there = self.history[self.chosen].val_accuracy if self.history else None
         return Fit(accuracy_there, self.chosen + 1, tuple(self.history))
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mi_audit.attacks.gmi import GMI
+from mi_audit.attacks.lomma import LOMMA
 from mi_audit.audit import validity
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.progress import Silent
@@ -202,6 +203,8 @@ class Adaptive(GMI):
         ({"method": "none"}, {"gmi": GMI()}, True),
         ({"method": "tldmi", "adaptive_attack": "average over views"}, {"gmi": GMI(), "x": Adaptive()}, False),
         ({"method": "bido"}, {"gmi": GMI(), "x": Adaptive()}, True),
+        ({"method": "tldmi+bido", "adaptive_attack": "average over views"}, {"x": Adaptive()}, False),
+        ({"method": "negls+bido"}, {"x": Adaptive(), "lomma": LOMMA()}, True),
     ],
 )
 def test_a_declared_defense_needs_an_attack_that_knows_it(defense, builds, passed):

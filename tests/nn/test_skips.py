@@ -9,6 +9,7 @@ from torch import nn
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn import edits, skips
 from mi_audit.nn.anatomy import dissect
+from mi_audit.nn.freezing import freeze
 from tests.nn.test_anatomy import plain_cnn, timm_net, torchvision_net
 
 
@@ -228,6 +229,19 @@ def test_switching_between_the_stages_of_a_training():
     assert net.layer4[1].conv1.weight.requires_grad
 
 
+def test_surgery_inside_the_frozen_part_is_refused():
+    example = torch.zeros(1, 3, 32, 32)
+    for cut, inside in (("stage:3", False), ("80%", False), ("90%", True)):  # 7.2 of 8 units: one of two scaled blocks
+        net = network("torchvision", "resnet18")
+        skips.scale(net, factors={"layer4.0.residual": 0.0, "layer4.1.residual": 0.0})
+        if inside:
+            with pytest.raises(ConfigError, match=r"got layer4\.0 inside"):
+                freeze(net, cut, example)
+        else:
+            freeze(net, cut, example)
+        assert net.conv1.weight.requires_grad == inside
+
+
 def test_stochastic_depth_is_left_out_where_the_shortcut_is_weak():
     net = timm.create_model("efficientnet_b0", num_classes=10, drop_path_rate=0.9).train()
     name, inputs = "blocks.5.3.residual", torch.randn(64, 192, 2, 2)
@@ -236,3 +250,37 @@ def test_stochastic_depth_is_left_out_where_the_shortcut_is_weak():
     skips.set_factors(net, {name: 0.6})
     strong = (net.blocks[5][3](inputs) == 0.6 * inputs).flatten(1).all(dim=1)
     assert not weak.any() and strong.any()
+
+
+class IRUnit(nn.Module):
+    """The unit of the IR-50 and IR-152 of the face papers: a class of the user's own."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        norm, conv = nn.BatchNorm2d(outputs), nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.shortcut_layer = nn.MaxPool2d(1, stride) if inputs == outputs else nn.Sequential(conv, norm)
+        rows = (nn.Conv2d(inputs, outputs, 3, 1, 1), nn.PReLU(outputs), nn.Conv2d(outputs, outputs, 3, stride, 1))
+        self.res_layer = nn.Sequential(nn.BatchNorm2d(inputs), *rows, nn.BatchNorm2d(outputs))
+
+    def forward(self, images):
+        shortcut = self.shortcut_layer(images)
+        return self.res_layer(images) + shortcut
+
+
+def test_units_of_face_networks_are_found_by_tracing():
+    torch.manual_seed(0)
+    rows = [
+        IRUnit(*sizes) for sizes in ((4, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1), (8, 16, 2), (16, 16, 1), (16, 16, 1))
+    ]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    net = lively(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(*rows), *head))
+    images = torch.randn(2, 3, 16, 16)
+    chosen = skips.last_stage(skips.find(net, images))
+    assert [(skip.block, skip.kind) for skip in chosen] == [
+        ("1.4", "projection"), ("1.5", "identity"), ("1.6", "identity")
+    ]  # fmt: skip
+    expected = net[:1](images)
+    for place, unit in enumerate(rows):
+        expected = unit.res_layer(expected) + (unit.shortcut_layer(expected) if place < 4 else 0)
+    skips.scale(net, factors=dict.fromkeys((skip.name for skip in chosen), 0.0))
+    torch.testing.assert_close(net(images), net[2:](expected))

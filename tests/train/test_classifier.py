@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from mi_audit.core.errors import ConfigError, DataError, Diverged
-from mi_audit.train.classifier import Recipe, accuracy, cross_entropy, fit
+from mi_audit.train.classifier import Recipe, accuracy, fit
+from mi_audit.train.objective import cross_entropy
 from tests import toy
 
 
