@@ -1,6 +1,6 @@
 """The skip connections of a network: where they are, and scaling or removing them (RoLSS, SSF, TTS; ECCV 2024)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,12 +10,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
-from mi_audit.nn import skips_attention, skips_convolution, skips_residual, skips_traced
+from mi_audit.nn import skips_attention, skips_convolution, skips_maxvit, skips_residual, skips_traced
 from mi_audit.nn.anatomy import Anatomy, dissect
 from mi_audit.nn.skips_joining import Add, Handler, Handlers, Kind, Scaling, scaling
 
 NAME = "skips"  # of the edit
-FAMILIES: Sequence[Handlers] = (skips_residual.HANDLERS, skips_convolution.HANDLERS, skips_attention.HANDLERS)
+FAMILIES: Sequence[Handlers] = (
+    skips_residual.HANDLERS,
+    skips_convolution.HANDLERS,
+    skips_attention.HANDLERS,
+    skips_maxvit.HANDLERS,
+)
 FALLBACKS: Sequence[Callable[[nn.Module], Handler | None]] = (
     skips_traced.handler,
 )  # for blocks of a class that no family knows
@@ -159,6 +164,19 @@ def switch(net: nn.Module, *, full: bool) -> None:
     set_factors(net, dict.fromkeys(wanted, 1.0) if full else wanted)
     if not full:
         retire(net)
+
+
+def refuse_inside(net: nn.Module, frozen: Collection[str]) -> None:
+    """Raise ConfigError when a parameter of a scaled block is among `frozen`.
+
+    Its public weights were trained with the whole skip connection, and frozen they cannot learn to do without.
+    """
+    for name, _, _ in _scaled(net):
+        if any(parameter.startswith(f"{name}.") for parameter in frozen):
+            raise ConfigError(
+                f"expected scaled skip connections behind the frozen part, got {name} inside; freeze less, or name "
+                "either the freezing or the surgery"
+            )
 
 
 @torch.no_grad()

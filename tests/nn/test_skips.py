@@ -9,6 +9,7 @@ from torch import nn
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn import edits, skips
 from mi_audit.nn.anatomy import dissect
+from mi_audit.nn.freezing import freeze
 from tests.nn.test_anatomy import plain_cnn, timm_net, torchvision_net
 
 
@@ -226,6 +227,19 @@ def test_switching_between_the_stages_of_a_training():
         part = net.layer4[0].downsample
         assert not any(p.any() or p.requires_grad for p in part.parameters()) and not part[1].running_mean.any()
     assert net.layer4[1].conv1.weight.requires_grad
+
+
+def test_surgery_inside_the_frozen_part_is_refused():
+    example = torch.zeros(1, 3, 32, 32)
+    for cut, inside in (("stage:3", False), ("80%", False), ("90%", True)):  # 7.2 of 8 units: one of two scaled blocks
+        net = network("torchvision", "resnet18")
+        skips.scale(net, factors={"layer4.0.residual": 0.0, "layer4.1.residual": 0.0})
+        if inside:
+            with pytest.raises(ConfigError, match=r"got layer4\.0 inside"):
+                freeze(net, cut, example)
+        else:
+            freeze(net, cut, example)
+        assert net.conv1.weight.requires_grad == inside
 
 
 def test_stochastic_depth_is_left_out_where_the_shortcut_is_weak():
