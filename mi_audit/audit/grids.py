@@ -62,7 +62,7 @@ def read_grid(text: str, method: str) -> Grid:
         ConfigError: There is no name, no value, a value twice, or no usual grid for the name.
     """
     name, given, listed = text.partition("=")
-    parts, parameter = method.split("+"), name.strip()
+    parts, parameter = method.split("+"), name.strip().replace("tldmi.freeze", "freeze")
     if not re.fullmatch(r"[A-Za-z][\w-]*(\.\w+)?", parameter):
         raise ConfigError(f"expected --sweep NAME=VALUE,VALUE, got {text!r}; {EXAMPLE}")
     if "." not in parameter and not is_own_field(parameter) and len(parts) > 1:
@@ -90,10 +90,10 @@ def substituted(defend: DefendPlan, parameter: str, text: str) -> DefendPlan:
     """
     once = replace(defend, sweep=None, save=None)
     part, _, name = parameter.rpartition(".")
-    if is_own_field(parameter) or (part == "tldmi" and name == "freeze"):
+    if is_own_field(parameter):
         kind = TRAINING.get(name, str)
         try:
-            return replace(once, **{name: kind(text)})  # type: ignore[arg-type]
+            return replace(once, **{name: kind(text)})
         except ValueError as error:
             wanted = "a whole number" if kind is int else "a number"
             raise ConfigError(f"expected {wanted} for --sweep {parameter}, got {text!r}; {EXAMPLE}") from error
@@ -131,7 +131,7 @@ def _split(listed: str) -> tuple[str, ...]:
 
 
 def _usual(parameter: str, method: str) -> tuple[str, ...]:
-    for name in (parameter, f"{method}.{parameter}", parameter.removeprefix("tldmi.")):
+    for name in (parameter, f"{method}.{parameter}"):
         if name in GRIDS:
             return GRIDS[name]
     known = ", ".join(GRIDS)

@@ -120,12 +120,10 @@ def _side(report: AuditReport, accuracy: Quantity, exposure: Quantity | None) ->
     found = [(m.value, a.name, m) for a in report.attacks if a.role == "attack" and (m := a.measurement(ATTACK))]
     known = [(value, name, one) for value, name, one in found if value is not None]
     nothing = Quantity(value=None, unit="share", count=0, counted="images", reason="no attack was measured")
-    name, reached, rows = "", nothing, ()
-    if known:
-        _, name, best = max(known, key=lambda row: row[0])
-        reached, rows = _plain(best), best.per_class
+    _, name, best = max(known, key=lambda row: row[0], default=(0.0, "", None))
+    reached = _plain(best) if best else nothing
     worth = Worth(accuracy=_spread(accuracy, report.targets), attack=name, attack_accuracy=reached, exposure=exposure)
-    return Side(worth, report.targets, rows)
+    return Side(worth, report.targets, best.per_class if best else ())
 
 
 def _plain(measurement: Measurement) -> Quantity:

@@ -12,7 +12,7 @@ from mi_audit.audit.defend import check_destination, copy_model, run_defense
 from mi_audit.audit.gate import failed_jobs
 from mi_audit.audit.grids import Grid, option_of, read_grid, substituted
 from mi_audit.audit.pareto import Side, Tried, accuracy_change, advise, leakage_change, places, sides
-from mi_audit.audit.plan import Plan
+from mi_audit.audit.plan import DefendPlan, Plan
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.scene import run_folder_path
 from mi_audit.audit.settings import plan_to_json
@@ -36,6 +36,12 @@ class Ran:
     folder: str
     result: Comparison | None
     error: Exception | None
+
+    @property
+    def message(self) -> str:
+        """Why there is no run; errors that the program did not raise on purpose with their kind."""
+        known = isinstance(self.error, AuditError)
+        return str(self.error) if known else f"{type(self.error).__name__}: {self.error}"
 
 
 def run_sweep(plan: Plan, progress: ProgressSink | None = None, defend: Defend = run_defense) -> Sweep:
@@ -67,7 +73,7 @@ def run_sweep(plan: Plan, progress: ProgressSink | None = None, defend: Defend =
         for value, name, one in zip(grid.values, grid.folders, plans, strict=True):
             progress.stage(f"{grid.parameter} {value}: {len(ran) + 1} of {len(plans)} values")
             if not grid.changes_the_twin:
-                _bring_twin(folder.path, name, [other.folder for other in ran if other.result is not None])
+                _bring_twin(folder.path, name, [other.folder for other in ran], only=plan.fresh)
             ran.append(_run(value, name, one, progress, defend))
         done = [one for one in ran if one.result is not None]
         if not done and ran[0].error is not None:
@@ -112,7 +118,8 @@ def sweep_folder(plan: Plan) -> Path:
     """Where a sweep is kept; without --out its name depends on the setting but not on the values, so that more values
     join those that are there."""
     grid = grid_of(plan)
-    return run_folder_path(replace(plan, defend=replace(plan.defend, sweep=grid.parameter, tolerance=2.0)), "sweep")
+    same = replace(plan.defend, sweep=grid.parameter, tolerance=DefendPlan().tolerance)
+    return run_folder_path(replace(plan, defend=same), "sweep")
 
 
 def summarised(plan: Plan, grid: Grid, ran: list[Ran]) -> Sweep:
@@ -148,7 +155,7 @@ def summarised(plan: Plan, grid: Grid, ran: list[Ran]) -> Sweep:
             for (values, twin), place in zip(twins, where, strict=False)
         ),
         failures=tuple(
-            SweepFailure(value=one.value, folder=one.folder, message=str(one.error)) for one in ran if one.error
+            SweepFailure(value=one.value, folder=one.folder, message=one.message) for one in ran if one.error
         ),
         advice=advise(tried, plan.defend.tolerance / 100),
         warnings=tuple(_warnings(plan, [result for _, result in results])),
@@ -161,8 +168,9 @@ def _run(value: str, name: str, plan: Plan, progress: ProgressSink, defend: Defe
     except StorageError:
         raise  # a full disk would fail the others alike
     except (AuditError, RuntimeError, ValueError, ArithmeticError) as error:
-        progress.warn(f"{value}: {error}")
-        return Ran(value, name, None, error)
+        failed = Ran(value, name, None, error)
+        progress.warn(f"{value}: {failed.message}")
+        return failed
 
 
 def _distinct(twins: list[tuple[str, Side]]) -> list[tuple[tuple[str, ...], Side]]:
@@ -181,7 +189,7 @@ def _warnings(plan: Plan, results: list[Comparison]) -> Iterator[str]:
             f"this defense is of the class {kind}: a lower attack accuracy may only mean that these attacks were "
             "stopped; run its adaptive attack before you trust the front"
         )
-    if plan.images == "none":
+    if plan.images == "none" and len(results) > 1:
         yield "--images none removes job files, so the undefended twin was attacked again for every value"
     yield from dict.fromkeys(warning for result in results for warning in result.warnings)
 
@@ -198,18 +206,24 @@ def _command(command: str, parameter: str, value: str) -> str:
     return shlex.join([*kept, *option_of(parameter, value)]) if kept else ""
 
 
-def _bring_twin(folder: Path, name: str, ran: list[str]) -> None:
+def _bring_twin(folder: Path, name: str, ran: list[str], *, only: bool) -> None:
     """Give the run in `folder/name` the twin's weights and all finished jobs of other values.
 
-    The twin of a value that ran just now is certainly the right one; that of an earlier sweep is taken where there is
-    none. Weights and jobs are checked against what they must be before they are used, so a wrong one does no harm.
+    The twin of a value in `ran`, which ran just now, is the right one; that of an earlier sweep is taken where there
+    is none, unless `only` those are wanted. Weights and jobs are checked against what they must be before they are
+    used, so a wrong one does no harm.
     """
-    others = sorted(path.parent.name for path in folder.glob("*/models") if path.parent.name not in (name, *ran))
-    for donor in [*ran[:1], *others]:
+    earlier = sorted(path.parent.name for path in folder.glob("*/models") if path.parent.name not in (name, *ran))
+    others = [] if only else earlier
+    RunFolder(folder / name).close()  # a folder with something in it is no place for a new run, unless it says so
+    brought: set[str] = set()
+    for donor in [*ran, *others]:
         for weights in sorted((folder / donor / "models").glob("undefended-s*.safetensors")):
             target = folder / name / "models" / weights.name
             sidecar = weights.with_suffix(".json")
-            if sidecar.is_file() and (donor in ran or not target.exists()):
+            wanted = weights.name not in brought and (donor in ran or not target.exists())
+            if wanted and sidecar.is_file():
+                brought.add(weights.name)
                 _link(sidecar, target.with_suffix(".json"))  # first: no weights are ever without it
                 _link(weights, target)
     for donor in [*ran, *others]:
@@ -223,7 +237,6 @@ def _link(source: Path, target: Path) -> None:
     """Put the content of `source` at `target` in one step, sharing the space on disk where the file system can."""
     draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
-        make_folder(target.parents[1], mode=0o700)
         make_folder(target.parent)
         try:
             os.link(source, draft)
