@@ -41,7 +41,8 @@ class Grid:
         """A folder name for every value: letters, digits, `%`, `.`, `+` and `-`, none of them twice."""
         names: list[str] = []
         for value in self.values:
-            name = re.sub(r"^-", "minus-", re.sub(r"^\.", "0.", re.sub(r"[^\w.+%-]+", "-", value)))
+            plain = re.sub(r"[^\w.+%-]+", "-", re.sub(r"^-", "minus-", re.sub(r"^\.", "0.", value)))
+            name = plain.strip("-") or "value"
             names.append(name if name not in names else f"{name}-{len(names) + 1}")
         return tuple(names)
 

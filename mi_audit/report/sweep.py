@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_audit.core.report import Quantity
-from mi_audit.core.sweep import Place, Sweep, SweepPoint, Worth
+from mi_audit.core.sweep import Place, Sweep, SweepPoint, TwinPoint, Worth
 from mi_audit.report import wording
 from mi_audit.report.html import environment
 
@@ -30,18 +30,27 @@ TWINS = "no defense"
 
 
 class Row(NamedTuple):
-    """One line of the table, in words."""
+    """One line of the table, in words.
+
+    Attributes:
+        name: The value, or what the twin is called.
+        levels: Test accuracy, attack accuracy, exposure.
+        changes: The same, defended minus twin.
+        place: Where it lies between the others, and what is wrong with it.
+        recommended, twin: What to emphasise.
+    """
 
     name: str
-    accuracy: str
-    attack: str
-    exposure: str
-    accuracy_change: str
-    attack_change: str
-    exposure_change: str
+    levels: tuple[str, ...]
+    changes: tuple[str, ...]
     place: str
-    recommended: bool
-    twin: bool
+    recommended: bool = False
+    twin: bool = False
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Every level with its change beside it."""
+        return tuple(cell for pair in zip(self.levels, self.changes, strict=True) for cell in pair)
 
 
 def rows(sweep: Sweep) -> tuple[Row, ...]:
@@ -52,19 +61,17 @@ def rows(sweep: Sweep) -> tuple[Row, ...]:
 def show(sweep: Sweep, console: Console) -> None:
     """Print the table, the recommendation and what to know before trusting it."""
     width = min(WIDTH, console.width)
-    exposed = any(row.exposure != wording.DASH for row in rows(sweep))
     table = Table(
         title=f"Utility against leakage over {sweep.parameter}", title_justify="left", title_style="bold",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,
     )  # fmt: skip
-    heads = ("", "accuracy", "change", "attack", "change", *(("exposure", "change") if exposed else ()), "front")
+    shown = 6 if _exposed(sweep) else 4
+    heads = ("", *("accuracy", "change", "attack", "change", "exposure", "change")[:shown], "front")
     for place, head in enumerate(heads):
         table.add_column(head, justify="left" if place in (0, len(heads) - 1) else "right", no_wrap=place == 0)
     for row in rows(sweep):
-        cells = [row.accuracy, row.accuracy_change, row.attack, row.attack_change]
-        cells += [row.exposure, row.exposure_change] if exposed else []
         name = Text(f"{row.name} *" if row.recommended else row.name, "bold green" if row.recommended else "")
-        table.add_row(name, *cells, row.place, style="dim" if row.twin else "")
+        table.add_row(name, *row.cells[:shown], row.place, style="dim" if row.twin else "")
     for part in (Text(), table, Text(), headline(sweep), *_notes(sweep)):
         console.print(part, width=width, highlight=False)
 
@@ -100,28 +107,36 @@ def html(sweep: Sweep) -> str:
     plot = base64.b64encode(picture(sweep, "svg")).decode()
     return environment().get_template("sweep.html.j2").render(
         sweep=sweep, rows=rows(sweep), plot=f"data:image/svg+xml;base64,{plot}", description=describe(sweep),
-        exposed=any(row.exposure != wording.DASH for row in rows(sweep)),
+        shown=6 if _exposed(sweep) else 4,
     )  # fmt: skip
 
 
 def describe(sweep: Sweep) -> str:
     """The plot in words, for those who do not see it."""
-    named = [(row.name, row.accuracy, row.attack) for row in rows(sweep) if row.attack != wording.DASH]
-    return "; ".join(f"{name}: accuracy {accuracy}, attack accuracy {attack}" for name, accuracy, attack in named)
+    named = [(row.name, *row.levels) for row in rows(sweep) if wording.DASH not in row.levels[:2]]
+    return "; ".join(f"{name}: accuracy {accuracy}, attack accuracy {attack}" for name, accuracy, attack, _ in named)
+
+
+def _exposed(sweep: Sweep) -> bool:
+    worths = [point.worth for point in sweep.points] + [twin.worth for twin in sweep.twins]
+    return any(worth.exposure is not None for worth in worths)
 
 
 def _twins(sweep: Sweep) -> Iterator[Row]:
     for twin in sweep.twins:
-        name = TWINS if len(sweep.twins) == 1 else f"{TWINS} ({', '.join(twin.values)})"
-        yield Row(name, *_worth(twin.worth), *("",) * 3, PLACES[twin.place], recommended=False, twin=True)
+        yield Row(_name(sweep, twin), _worth(twin.worth), ("",) * 3, PLACES[twin.place], twin=True)
+
+
+def _name(sweep: Sweep, twin: TwinPoint) -> str:
+    return TWINS if len(sweep.twins) == 1 else f"{TWINS} ({', '.join(twin.values)})"
 
 
 def _row(sweep: Sweep, value: str) -> Row:
     point = next((point for point in sweep.points if point.value == value), None)
     if point is None:
-        return Row(value, *(wording.DASH,) * 3, *("",) * 3, "failed", recommended=False, twin=False)
-    changes = (_change(one) for one in (point.accuracy_change, point.attack_change, point.exposure_change))
-    return Row(value, *_worth(point.worth), *changes, _place(point), recommended=_chosen(sweep, point), twin=False)
+        return Row(value, (wording.DASH,) * 3, ("",) * 3, "failed")
+    changes = tuple(map(_change, (point.accuracy_change, point.attack_change, point.exposure_change)))
+    return Row(value, _worth(point.worth), changes, _place(point), recommended=_chosen(sweep, point))
 
 
 def _place(point: SweepPoint) -> str:
@@ -133,8 +148,8 @@ def _chosen(sweep: Sweep, point: SweepPoint) -> bool:
     return point.value == sweep.advice.value
 
 
-def _worth(worth: Worth) -> list[str]:
-    return [wording.with_interval(one) for one in (worth.accuracy, worth.attack_accuracy, worth.exposure)]
+def _worth(worth: Worth) -> tuple[str, ...]:
+    return tuple(wording.with_interval(one) for one in (worth.accuracy, worth.attack_accuracy, worth.exposure))
 
 
 def _change(change: Quantity | None) -> str:
@@ -149,13 +164,14 @@ def _notes(sweep: Sweep) -> list[Text]:
 
 def _draw(axes: "Axes", sweep: Sweep) -> None:
     for twin in sweep.twins:
-        name = TWINS if len(sweep.twins) == 1 else f"{TWINS} ({', '.join(twin.values)})"
-        _dot(axes, twin.worth, name, TWIN, "s")
+        _dot(axes, twin.worth, _name(sweep, twin), TWIN, "s")
     for point in sweep.points:
         colour = ACCENT if _chosen(sweep, point) else INK if point.place == "front" else SOFT
         _dot(axes, point.worth, point.value, colour, "D" if _chosen(sweep, point) else "o")
-    front = [one.worth for one in (*sweep.twins, *sweep.points) if one.place == "front"]
-    line = sorted((_percent(worth.accuracy), _percent(worth.attack_accuracy)) for worth in front)
+    front = [(one.worth, one.place) for one in sweep.twins] + [(one.worth, one.place) for one in sweep.points]
+    line = sorted(
+        (_percent(worth.accuracy), _percent(worth.attack_accuracy)) for worth, place in front if place == "front"
+    )
     axes.plot([x for x, _ in line], [y for _, y in line], color=INK, linewidth=0.8, linestyle=":", zorder=1)
     axes.set_xlabel("Test accuracy (%), better to the right")
     axes.set_ylabel("Attack accuracy of the strongest attack (%), better below")
