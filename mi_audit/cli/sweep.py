@@ -111,7 +111,7 @@ def _text(result: Sweep) -> str:
     from mi_audit.report.sweep import show
 
     page = io.StringIO()
-    show(result, Console(file=page, width=118, no_color=True, highlight=False))
+    show(result, Console(file=page, width=100, no_color=True, highlight=False))
     return page.getvalue()
 
 

@@ -18,7 +18,7 @@ from mi_audit.report.html import environment
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 118  # columns
+WIDTH = 100  # columns
 PLACES: dict[Place, str] = {
     "front": "front",
     "noise": "within noise",
@@ -65,14 +65,18 @@ def show(sweep: Sweep, console: Console) -> None:
         title=f"Utility against leakage over {sweep.parameter}", title_justify="left", title_style="bold",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,
     )  # fmt: skip
-    shown = 6 if _exposed(sweep) else 4
-    heads = ("", *("accuracy", "change", "attack", "change", "exposure", "change")[:shown], "front")
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place in (0, len(heads) - 1) else "right", no_wrap=place == 0)
+    shown = 3 if _exposed(sweep) else 2
+    table.add_column("", no_wrap=True)
+    for head in ("accuracy", "attack accuracy", "exposure")[:shown]:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("front")
     for row in rows(sweep):
         name = Text(f"{row.name} *" if row.recommended else row.name, "bold green" if row.recommended else "")
-        table.add_row(name, *row.cells[:shown], row.place, style="dim" if row.twin else "")
-    for part in (Text(), table, Text(), headline(sweep), *_notes(sweep)):
+        pairs = list(zip(row.levels, row.changes, strict=True))[:shown]
+        cells = [Text.assemble(level, (f"\n{change}", "dim") if change else "") for level, change in pairs]
+        table.add_row(name, *cells, row.place, style="dim" if row.twin else "")
+    dim = Text("Below each value: its change against the model without defense, in points.", style="dim")
+    for part in (Text(), table, dim, Text(), headline(sweep), *_notes(sweep)):
         console.print(part, width=width, highlight=False)
 
 

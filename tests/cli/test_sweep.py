@@ -69,7 +69,7 @@ def test_attack_knows_no_sweep(cli):
 def test_dry_run_shows_the_grid_and_the_time_of_all_values(cli, engine, monkeypatch):
     found = Estimate((("model", "cnn"), ("in all", "about 100 s")), 100.0, 4)
     asked = []
-    monkeypatch.setattr("mi_audit.audit.estimate.estimate", lambda plan, kind, progress: asked.append(plan) or found)
+    monkeypatch.setattr("mi_audit.audit.estimate.estimate", lambda plan, *_more: asked.append(plan) or found)
     done = cli("defend", "m", "--sweep", "freeze=40%,60%,80%", "--dry-run")
     assert done.exit_code == 0 and not engine.seen
     assert "freeze: 40%, 60%, 80%" in done.stdout and "at most about 5 min 0 s" in done.stdout

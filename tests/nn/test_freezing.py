@@ -97,7 +97,7 @@ def test_the_cuts_of_the_paper(name, classes, spec, trainable, total):
         ("index:37", 11, 4.41),
         ("index:40", 12, 2.05),
         ("index:41", 13, 2.05),
-    ],  # fmt: skip
+    ],
 )
 def test_the_cuts_of_vgg(spec, units, trainable):
     with torch.device("meta"):

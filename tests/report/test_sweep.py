@@ -44,7 +44,7 @@ def sweep(**more):
     return Sweep(**{**facts, **more})
 
 
-def printed(found, width=118):
+def printed(found, width=100):
     page = io.StringIO()
     show(found, Console(file=page, width=width, no_color=True, highlight=False))
     return page.getvalue()
@@ -64,13 +64,14 @@ def test_the_terminal_shows_the_recommendation_and_what_failed():
     assert re.search(r"80% \*\s+96\.0% \[95\.0, 97\.0\]", text)
     assert " * 80%   80% leaks least & why." in text
     assert "90% failed: expected A, got <B>; do C" in text and "! the prior is weak" in text
-    assert "exposure" not in text and max(map(len, text.splitlines())) <= 118
+    assert "exposure" not in text and max(map(len, text.splitlines())) <= 100
 
 
 def test_exposure_has_columns_when_it_was_measured():
     exposed = point("80%", 0.96, 0.25, worth=worth(0.96, 0.25, 0.1), exposure_change=share(-0.3))
     found = sweep(points=(exposed,))
     assert "exposure" in printed(found) and "10.0% [5.0, 15.0]" in printed(found)
+    assert max(map(len, printed(found).splitlines())) <= 100
     assert "10.0% [5.0, 15.0]" in html(found)
 
 
