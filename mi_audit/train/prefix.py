@@ -1,9 +1,10 @@
 """Training behind a frozen prefix: its activations are computed once and kept, instead of again in every epoch."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from mi_audit.nn.freezing import train_mode
 from mi_audit.nn.precision import Precision, autocast
 
 SHARE = 0.25  # of the free memory, at most
-CHECKED = 8  # images whose logits are compared with those of the full pass
+CHECKED = 8  # images for which what enters the head is compared with the full pass: a fresh head may be all zeros
 TRIES = 6  # ends of the prefix that are tried, the deepest first
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # largest difference, relative to the largest logit
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # largest difference, relative to the largest value
 AGAIN = "the frozen prefix runs again in every epoch"
 
 
@@ -70,7 +71,7 @@ def frozen_prefix(
 
     Only for trainings in which every epoch shows the same images: no augmentation, no change of the images, no loss
     that needs gradients with respect to them or activations of the prefix. With frozen batch norms in eval mode the
-    prefix is then a fixed function. The logits of a few images are compared with those of a full pass first.
+    prefix is then a fixed function. What enters the head is compared with a full pass for a few images first.
 
     Args:
         model: With its frozen parameters marked; stays as it is.
@@ -82,8 +83,7 @@ def frozen_prefix(
     example = data.images(slice(0, CHECKED), device)
     anatomy = dissect(model, example)
     with autocast(device, precision), _evaluating(model), torch.no_grad():
-        full = model(example).float()
-        prefix = _found(model, anatomy, example, full)
+        prefix = _found(model, anatomy, example)
         if isinstance(prefix, str):
             return None, prefix
         per_image = prefix.features[0].numel() * prefix.features.element_size()
@@ -121,22 +121,25 @@ def free_memory(device: str) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _found(model: nn.Module, anatomy: Anatomy, example: Images, full: Logits) -> FrozenPrefix | str:
+def _found(model: nn.Module, anatomy: Anatomy, example: Images) -> FrozenPrefix | str:
     ends = prefix_ends(model, anatomy)
     if not ends:
         return "no frozen prefix: nothing to keep"
     rows = torch.arange(len(example))
+    full = _entering(model, anatomy.head, lambda: model(example))
     for name in ends[:TRIES]:
         output = _output(model, name, example)
         if not isinstance(output, Tensor) or len(output) != len(example):
             continue
         tried = FrozenPrefix(model, name, _before(anatomy, name), output)
         try:
-            error = (tried.logits(example, rows).float() - full).abs().max()
+            short = _entering(model, anatomy.head, partial(tried.logits, example, rows))
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError):
             continue  # the code between the modules wanted more than a tensor of the right shape
-        if float(error) <= TOLERANCE.get(output.dtype, 3e-2) * float(full.abs().max().clamp(min=1e-6)):
-            return tried
+        if short.shape == full.shape:
+            scale = full.abs().max() * TOLERANCE.get(output.dtype, TOLERANCE[torch.bfloat16])
+            if bool((short - full).abs().max() <= scale):
+                return tried
     return f"{AGAIN}: the network does not go through the end of it alone"
 
 
@@ -172,6 +175,22 @@ def _output(model: nn.Module, name: str, images: Images) -> Any:  # noqa: ANN401
     return None
 
 
+def _entering(model: nn.Module, head: str, run: Callable[[], Tensor]) -> Tensor:
+    """What the head is given when the network runs."""
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        del module
+        seen.append(inputs[0].float())
+
+    hook = model.get_submodule(head).register_forward_pre_hook(note)
+    try:
+        run()
+    finally:
+        hook.remove()
+    return seen[-1]
+
+
 def _empty(features: Tensor, count: int) -> Tensor:
     shape = (count, *features.shape[1:])
     layout = torch.contiguous_format
@@ -204,11 +223,16 @@ def _skipping(model: nn.Module, skipped: dict[str, Call], name: str, kept: Tenso
         restore()
 
 
-def _zeros(kept: Tensor, call: Call) -> Any:  # noqa: ANN401
+def _zeros(kept: Tensor, call: Call) -> Callable[..., Tensor]:
     """A forward pass that costs nothing: one zero, seen as the right shape."""
     shape = (len(kept) * call.gave[0], *call.gave[1:]) if call.gave else ()
     zero = torch.zeros((), device=kept.device, dtype=kept.dtype)
-    return lambda *inputs, **more: zero.expand(shape)
+
+    def give(*inputs: object, **more: object) -> Tensor:
+        del inputs, more
+        return zero.expand(shape)
+
+    return give
 
 
 @contextmanager
