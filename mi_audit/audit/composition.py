@@ -109,7 +109,7 @@ def _check(parts: Parts) -> None:
                 f"expected defenses that go together, got {one} with {other}: {parts[one].excludes[other]}; keep one"
             )
     private = [name for name, part in parts.items() if Slot.STEP in part.slots]
-    mixing = [name for name, part in parts.items() if part.slots & {Slot.TERM, Slot.PHASE}]
+    mixing = [name for name, part in parts.items() if Slot.TERM in part.slots or part.phases()]
     if private and mixing:
         raise ConfigError(
             f"expected {private[0]} with a loss per picture and one phase, got {mixing[0]}, which would escape the "

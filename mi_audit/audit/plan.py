@@ -100,6 +100,8 @@ class DefendPlan:
         epochs, lr, batch_size: None takes the profile's recipe.
         save: Where to copy the defended weights; None leaves them in the run folder only.
         settings: Hyper-parameters, by defense.
+        sweep: Setting and values to repeat the defense with, in the grammar of `audit.grids`; None runs it once.
+        tolerance: Points of test accuracy that the value recommended by a sweep may cost.
     """
 
     method: str = "tldmi"
@@ -110,6 +112,8 @@ class DefendPlan:
     batch_size: int | None = None
     save: Path | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
+    sweep: str | None = None
+    tolerance: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

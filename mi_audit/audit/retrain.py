@@ -8,7 +8,6 @@ from typing import NamedTuple
 from mi_audit.audit.composition import Composition
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
-from mi_audit.core.errors import ConfigError
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
@@ -88,7 +87,6 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
     model, init = fresh_private_model(scene, how.start, seed, parts)
     net = model.classifier.to(scene.device)
     frozen = freeze(net, parts, scene.splits.train.images(slice(0, 2), scene.device))
-    _refuse_frozen_surgery(model)
     for name, facts in frozen.items():
         scene.progress.note(f"{name}: {facts['summary']}")
     fitted = fit_defended(
@@ -125,20 +123,6 @@ def _course(fit: Fit) -> dict[str, object]:
     """The epoch that a phase kept, what its parts of the loss came to there, and what else is to be told of it."""
     notes = fit.history[fit.epoch - 1].notes if fit.history else {}
     return {"kept_epoch": fit.epoch, **({"loss": dict(notes)} if notes else {}), **fit.facts}
-
-
-def _refuse_frozen_surgery(model: LoadedModel) -> None:
-    """A frozen block without its skip would compute something its public weights were never trained for."""
-    net = model.classifier.net
-    for edit in model.edits:
-        factors = edit.get("factors")
-        for block in factors if isinstance(factors, dict) else ():
-            held = list(net.get_submodule(str(block).rpartition(".")[0]).parameters())
-            if held and not any(parameter.requires_grad for parameter in held):
-                raise ConfigError(
-                    f"expected skips changed in layers that train, got {block} in the frozen part; freeze less, or "
-                    "leave one of the two out"
-                )
 
 
 def _key(scene: Scene, how: Retraining, seed: int) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from mi_audit.audit.settings_gate import BaselineTable, DecisionTable, Rules, WaiverTable
-from mi_audit.audit.settings_kinds import Count, Numbers, Portion, Rate, Table, Whole, Words
+from mi_audit.audit.settings_kinds import Count, Numbers, Portion, Rate, Share, Table, Whole, Words
 
 Open = Mapping[str, Mapping[str, object]]
 
@@ -169,6 +169,15 @@ class DefendTable(Table):
         default=None, description="copy the defended weights here", examples=["defended.safetensors"]
     )
     settings: Mapping[str, object] = Field(default_factory=dict, description="hyper-parameters, by defense")
+    sweep: str | None = Field(
+        default=None,
+        description="repeat with every value of one setting and compare: freeze=0%,40%,80% or bido.lambda_x=0.01,0.05; "
+        "a name alone takes its usual values",
+        examples=["freeze=0%,40%,60%,80%,90%"],
+    )
+    tolerance: Share = Field(
+        default=2.0, description="points of test accuracy that the value recommended by a sweep may cost"
+    )
 
 
 class Settings(Table):

@@ -186,15 +186,15 @@ def fit_defended(
     done: list[tuple[str, Fit]] = []
     planned = schedule(recipe, parts)
     for number, (phase, own, span) in enumerate(planned):
+        objective = DefendedObjective(parts, companions, taps, phase.name)
+        if number and number == kept["done"]:  # before the parts enter the phase, which may change the weights
+            model.load_state_dict(kept["model"])
+            objective.restore(kept["companions"])
         for part in parts.values():
             part.enter(model, phase.name)
         if number < kept["done"]:
             done.append((phase.name, Fit(None, own.epochs, ())))
             continue
-        if number and number == kept["done"]:
-            model.load_state_dict(kept["model"])
-            DefendedObjective(parts, companions, taps, phase.name).restore(kept["companions"])
-        objective = DefendedObjective(parts, companions, taps, phase.name)
         with only(model, phase.part):
             fitted = fit(
                 model, train, val, own, seed=seed, device=device, loss=objective, keep=phase.keep, span=span,
