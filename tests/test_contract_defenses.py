@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mi_audit.audit import registry
-from mi_audit.audit.composition import NAMED, compose
+from mi_audit.audit.composition import compose
+from mi_audit.audit.plan import COMBINATIONS
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
@@ -139,8 +140,8 @@ def test_stands_alone_by_its_name(name):
 
 
 def test_published_combinations_are_made_of_defenses():
-    assert all(set(parts) <= set(registry.defenses()) for parts in NAMED.values())
-    assert not set(NAMED) & set(registry.defenses())
+    assert all(set(parts) <= set(registry.defenses()) for parts in COMBINATIONS.values())
+    assert not set(COMBINATIONS) & set(registry.defenses())
 
 
 def test_a_defense_can_be_trained_when_the_data_has_no_validation_images():

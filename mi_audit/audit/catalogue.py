@@ -8,7 +8,8 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal
 
 from mi_audit.audit import registry
-from mi_audit.audit.composition import NAMED, compose
+from mi_audit.audit.composition import compose
+from mi_audit.audit.plan import COMBINATIONS
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import SurrogateRecipe
@@ -111,7 +112,7 @@ def _defense(method: type[Any]) -> Entry:
 def _combinations() -> list[Entry]:
     """Defenses that were published as a combination of others: a row each, with the settings of every part."""
     rows = []
-    for name, parts in NAMED.items():
+    for name, parts in COMBINATIONS.items():
         made = compose(name, {})
         rows_of = {part: _described("defenses", registry.defenses()[part], part) for part in parts}
         named = {

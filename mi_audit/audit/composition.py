@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from mi_audit.audit import registry
+from mi_audit.audit.plan import parts_of
 from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.train.defended import Parts
 
-NAMED: Mapping[str, tuple[str, ...]] = {"calor": ("loft", "ca")}  # published under a name of their own
 FREEZING = "tldmi"  # what --freeze adds to methods that do not freeze
 
 
@@ -58,7 +58,7 @@ def compose(method: str, settings: Mapping[str, object], freeze: str | None = No
     Raises:
         ConfigError: A name or a setting is unknown, or two parts cannot go together.
     """
-    names = [each for name in method.split("+") for each in NAMED.get(name.strip(), (name.strip(),)) if each != "none"]
+    names = parts_of(method)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigError(f"expected every defense once, got {twice[0]} twice in {method!r}; remove one")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mi_audit.audit.plan import DefendPlan
+from mi_audit.audit.plan import DefendPlan, parts_of
 from mi_audit.core.errors import ConfigError
 
 Value = str | int | float | bool
@@ -28,8 +28,8 @@ class Grid:
     """A setting and the values to try.
 
     Attributes:
-        parameter: `freeze`, `epochs`, `lr`, `batch_size`, or a hyper-parameter of the method: `lambda_x`, or
-            `bido.lambda_x` where several methods are combined.
+        parameter: `method`, `freeze`, `epochs`, `lr`, `batch_size`, or a hyper-parameter of the method: `lambda_x`,
+            or `bido.lambda_x` where several methods are combined.
         values: As the user wrote them, each once.
     """
 
@@ -81,7 +81,7 @@ def read_grid(text: str, method: str) -> Grid:
 
 def is_own_field(parameter: str) -> bool:
     """Whether the setting is one of the plan rather than of a method."""
-    return parameter == "freeze" or parameter in TRAINING
+    return parameter in ("method", "freeze") or parameter in TRAINING
 
 
 def substituted(defend: DefendPlan, parameter: str, text: str) -> DefendPlan:
@@ -91,6 +91,10 @@ def substituted(defend: DefendPlan, parameter: str, text: str) -> DefendPlan:
     """
     once = replace(defend, sweep=None, save=None)
     part, _, name = parameter.rpartition(".")
+    if parameter == "method":
+        named = set(parts_of(text))
+        others = {part for part, own in defend.settings.items() if isinstance(own, Mapping)} - named
+        return replace(once, method=text, settings={k: v for k, v in defend.settings.items() if k not in others})
     if is_own_field(parameter):
         kind = TRAINING.get(name, str)
         try:

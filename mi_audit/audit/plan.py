@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 Profile = Literal["quick", "standard", "thorough"]
+COMBINATIONS: Mapping[str, tuple[str, ...]] = {"calor": ("loft", "ca")}  # defenses published under a name of their own
+
+
+def parts_of(method: str) -> list[str]:
+    """The defenses that `--method` names, in its order; `none` is no defense."""
+    names = (name.strip() for name in method.split("+"))
+    return [part for name in names for part in COMBINATIONS.get(name, (name,)) if part != "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mi_audit.audit.defend import check_destination, copy_model, run_defense
+from mi_audit.audit.defend import check_destination, composition_of, copy_model, run_defense
 from mi_audit.audit.gate import failed_jobs
 from mi_audit.audit.grids import Grid, option_of, read_grid, substituted
 from mi_audit.audit.pareto import Side, Tried, accuracy_change, advise, leakage_change, places, sides
@@ -62,6 +62,8 @@ def run_sweep(plan: Plan, progress: ProgressSink | None = None, defend: Defend =
     progress = progress or Silent()
     grid = grid_of(plan)
     plans = sweep_plans(plan, grid)
+    for one in plans:
+        composition_of(one)  # what cannot be built is found before anything is trained
     if plan.defend.save is not None:
         check_destination(plan.defend.save)
     with RunFolder(sweep_folder(plan)) as folder:

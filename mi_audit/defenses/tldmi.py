@@ -44,10 +44,10 @@ class TLDMI(Defense):
     slots: ClassVar = frozenset({Slot.FREEZE, Slot.PHASE})
     needs_public_init: ClassVar = True
     deviations: ClassVar = (
-        "the stem is frozen with the first unit: a misspelt attribute leaves it trainable in the released code; batch "
-        "norms of frozen units stay in eval mode, so that their statistics do not drift to the private data; zero "
-        "units means none for every network, where the released code freezes all of VGG-16; the optimiser sees "
-        "trainable parameters only, so that no momentum of frozen ones is left over"
+        "The stem is frozen with the first unit; a misspelt attribute leaves it trainable in the released code.",
+        "Batch norms of frozen units stay in eval mode, so that their statistics do not drift to the private data.",
+        "Zero units means none for every network; the released code then freezes all of VGG-16.",
+        "The optimiser sees trainable parameters only, so that no momentum of frozen ones is left over.",
     )
 
     freeze: str = "80%"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from mi_audit.audit import composition, registry
+from mi_audit.audit import composition, plan, registry
 from mi_audit.audit.composition import compose
 from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
@@ -71,7 +71,7 @@ KNOWN = {
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     monkeypatch.setattr(registry, "defenses", lambda: KNOWN)
-    monkeypatch.setattr(composition, "NAMED", {"both": ("head", "plain")})
+    monkeypatch.setattr(plan, "COMBINATIONS", {"both": ("head", "plain")})
 
 
 def test_parts_come_in_the_order_of_their_slots():

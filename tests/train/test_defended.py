@@ -205,7 +205,9 @@ def test_only_weights_under_the_whole_defense_are_kept():
     assert first.epoch == 3
 
 
-@pytest.mark.parametrize("stop", ["warm-up, epoch 1/1", "epoch 2/2", "polish, epoch 2/2"])
+@pytest.mark.parametrize(
+    "stop", ["warm-up, epoch 1/1", "epoch 1/2", "epoch 2/2", "polish, epoch 1/2", "polish, epoch 2/2"]
+)
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, stop):
     parts = {"phased": Phased(), "remembering": Remembering()}
     whole, _ = train(parts)
