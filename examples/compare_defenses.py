@@ -52,7 +52,7 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         out=given.out / f"views-{views}",
         cache=given.cache_dir,
         defend=DefendPlan(
-            sweep=f"method={','.join(given.methods.split(','))}",
+            sweep=f"method={given.methods}",
             epochs=given.epochs,
             settings={**SETTINGS, **(DIGITS if digits else {})},
         ),
