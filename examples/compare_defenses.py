@@ -38,7 +38,7 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
     digits = given.what == "digits"
     names = given.attacks.split(",")
     return Plan(
-        model=ModelPlan(ref=given.model),
+        model=ModelPlan(ref=given.arch),
         private=given.private,
         public=given.public,
         size=32 if digits else None,
@@ -52,7 +52,7 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         out=given.out / f"views-{views}",
         cache=given.cache_dir,
         defend=DefendPlan(
-            sweep=f"method={given.methods}",
+            sweep=f"method={given.method}",
             epochs=given.epochs,
             settings={**SETTINGS, **(DIGITS if digits else {})},
         ),
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("what", choices=("digits", "faces"), help="faces may be mirrored, digits may not")
     parser.add_argument("private", nargs="?", default="digits:0-4", help="for faces: private and public images")
     parser.add_argument("public", nargs="?", default="digits:5-9")
-    parser.add_argument("--model", default="built-in:resnet18-small", help="its architecture is trained anew")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--arch", default="built-in:resnet18-small", help="its architecture is trained anew")
+    parser.add_argument("--method", default=",".join(METHODS))
     parser.add_argument("--attacks", default="gmi,ppa,if-gmi")
     parser.add_argument("--views", default="1,20", help="numbers of views to average gradients over; 1 is none")
     parser.add_argument("--classes", default="all")

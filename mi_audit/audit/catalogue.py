@@ -125,7 +125,7 @@ def _combinations() -> list[Entry]:
             | {
                 "kind": made.kind,
                 "adaptive": made.adaptive,
-                "summary": f"{' and '.join(parts)} together.",
+                "summary": f"Both {' and '.join(parts)}.",
                 "description": f"The same as --method {made.method}.",
                 "slots": [slot for row in rows_of.values() for slot in row["slots"]],
             }
