@@ -140,3 +140,19 @@ def _bands(values: Units) -> list[Interval | None]:
 def _interval(draws: Float[ndarray, " draws"] | Int[ndarray, " draws"], method: str = "linear") -> Interval:
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=method)  # type: ignore[call-overload]
     return Interval(low=float(low), high=float(high), level=LEVEL, method="bootstrap over identities")
+
+
+def evenly(people: Int[ndarray, " n"], limit: int) -> Int[ndarray, " kept"]:
+    """Rows of at most `limit` images, as many of each person as can be, spread over that person's images, in order."""
+    if len(people) <= limit:
+        return np.arange(len(people))
+    mine = {person: np.flatnonzero(people == person) for person in np.unique(people)}
+    counts = dict.fromkeys(mine, 0)
+    left = limit
+    while left:
+        open_ones = [person for person, rows in mine.items() if counts[person] < len(rows)]
+        for person in open_ones[:left]:
+            counts[person] += 1
+        left -= len(open_ones[:left])
+    spread = [rows[np.arange(counts[p]) * len(rows) // max(1, counts[p])] for p, rows in mine.items()]
+    return np.sort(np.concatenate(spread))
