@@ -73,7 +73,8 @@ def from_run(ref: str, sha256: str, attacks: Sequence[str] = ()) -> Inversions:
     files = [(file, int(found["label"])) for place in places for file in _pictures(place) if (found := _named(file))]
     if not files:
         raise DataError(
-            f"expected pictures in {folder / 'images'}, got none; repeat that run with --images local, or leave out --run"
+            f"expected pictures in {folder / 'images'}, got none; repeat that run with --images local, "
+            "or leave out --run"
         )
     pixels = [read_png(file) for file, _ in files]
     if len({picture.shape for picture in pixels}) > 1:
@@ -158,7 +159,10 @@ def at_most(found: Inversions, limit: int) -> Inversions:
 
 def _side(result: AuditReport | Comparison, sha256: str, ref: str) -> tuple[str, AuditReport, list[int]]:
     """Sub-folder of the pictures of the model, the report that it is in, and the seeds it was attacked under."""
-    audits = {"": result} if isinstance(result, AuditReport) else {"undefended": result.before, "defended": result.after}
+    if isinstance(result, Comparison):
+        audits = {"undefended": result.before, "defended": result.after}
+    else:
+        audits = {"": result}
     for side, report in audits.items():
         for facts in report.targets:
             if facts.sha256 == sha256:

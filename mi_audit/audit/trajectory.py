@@ -70,4 +70,3 @@ class Watched(WhiteBoxTarget):
             if len(self._kept) > 2 * self._moments:
                 self._kept, self._stride = self._kept[::2], 2 * self._stride
         self._calls += 1
-

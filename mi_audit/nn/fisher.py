@@ -135,8 +135,11 @@ def sampled(
     """An unbiased estimate of the true Fisher: one label per image, drawn from `p(y | x)` of the model.
 
     Args:
-        model, images, rows, run: As for `empirical`.
+        model: As for `empirical`.
+        images: As for `empirical`.
+        rows: As for `empirical`.
         rng: Of the CPU; the draws do not depend on the chunk size.
+        run: As for `empirical`.
     """
     drawn = torch.multinomial(probabilities(model, images), 1, generator=rng).squeeze(1)
     return empirical(model, images, drawn, rows, run)

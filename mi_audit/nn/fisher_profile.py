@@ -67,9 +67,11 @@ def profile(
     """All numbers of one definition, with bootstrap intervals over identities; those of the two tasks independently.
 
     Args:
-        cls, mi: Squared gradients of classification and inversion; of `theta^2 g^2` for the scale `scale-free`.
+        cls: Squared gradients of classification; `theta^2 g^2` for the scale `scale-free`.
+        mi: The same of inversion.
         sizes: Parameters of every unit; only `mean` divides by them.
-        labels, scale: What the squares are; goes into the profile.
+        labels: What the squares are; goes into the profile.
+        scale: The same.
         seed: Of the bootstrap.
 
     Raises:
@@ -85,8 +87,8 @@ def profile(
     means = [sample.squares.mean(axis=0) / divisor for sample in (cls, mi)]
     found = curves(*means)
     drawn = _drawn(cls, mi, divisor, seed)
-    bands = [_bands(values) for values in drawn] if drawn else [[None] * len(sizes)] * len(found)
-    kept = dict(zip(Curves._fields, bands, strict=True))
+    nothing: list[Interval | None] = [None] * len(sizes)
+    kept = {name: _bands(values) if drawn else nothing for name, values in (drawn or found)._asdict().items()}
     rows = tuple(
         UnitValues(
             fisher_cls=float(means[0][row]),

@@ -35,7 +35,7 @@ def html(
     """
     worst = trust.worst(result, names=names)
     result = result if names else nameless(result)
-    page = _environment()
+    page = environment()
     script = page.get_template("script.html.j2").render().strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     embed = _embedder(folder) if folder is not None and images else _no_picture
@@ -77,7 +77,8 @@ def _nameless(report: AuditReport) -> AuditReport:
 
 
 @cache
-def _environment() -> "Environment":
+def environment() -> "Environment":
+    """The templates of all pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     page = Environment(

@@ -217,7 +217,7 @@ def test_halves_the_chunk_when_memory_runs_out(monkeypatch):
 
 def test_other_errors_are_not_swallowed():
     net = linear()
-    with pytest.raises((RuntimeError, IndexError), match="out of bounds|size|index"):
+    with pytest.raises((RuntimeError, IndexError), match=r"out of bounds"):
         fisher.empirical(net, IMAGES, torch.tensor([0, 1, 9]), fisher.parts(net, IMAGES))
 
 
