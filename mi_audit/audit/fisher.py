@@ -249,6 +249,6 @@ def cautions(
     if len(set(cuts.values())) > 1:
         said = "; ".join(f"{name}: {cut}" for name, cut in cuts.items())
         found.append(f"The cut depends on how Fisher information is defined, in units: {said}.")
-    if model.defense:
+    if model.defense.get("method", "none") != "none":
         found.append("The model was trained with a defense: this is no profile of an undefended model.")
     return tuple(found)

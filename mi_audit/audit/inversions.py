@@ -159,11 +159,7 @@ def at_most(found: Inversions, limit: int) -> Inversions:
 
 def _side(result: AuditReport | Comparison, sha256: str, ref: str) -> tuple[str, AuditReport, list[int]]:
     """Sub-folder of the pictures of the model, the report that it is in, and the seeds it was attacked under."""
-    if isinstance(result, Comparison):
-        audits = {"undefended": result.before, "defended": result.after}
-    else:
-        audits = {"": result}
-    for side, report in audits.items():
+    for side, report in _audits(result).items():
         for facts in report.targets:
             if facts.sha256 == sha256:
                 every = sorted({seed for one in report.attacks for seed in one.seeds})
@@ -172,6 +168,10 @@ def _side(result: AuditReport | Comparison, sha256: str, ref: str) -> tuple[str,
         f"expected a run that attacked this model ({sha256[:12]}), got {ref} of other weights; "
         "give the run of this model, or leave out --run"
     )
+
+
+def _audits(result: AuditReport | Comparison) -> dict[str, AuditReport]:
+    return {"undefended": result.before, "defended": result.after} if isinstance(result, Comparison) else {"": result}
 
 
 def _pictures(place: Path) -> list[Path]:

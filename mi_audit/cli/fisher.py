@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mi_audit.audit.plan import AttackPlan, FisherPlan, Plan
+from mi_audit.audit.plan import AttackPlan, FisherPlan
 from mi_audit.audit.settings import plan_from_json, plan_of
 from mi_audit.cli.attack import claim, known_attacks
 from mi_audit.cli.console import watching
@@ -100,7 +100,7 @@ def _wanted(
 ) -> FisherPlan:
     resolved = given.resolve()
     said = resolved.values
-    plan: Plan = plan_of(resolved, "fisher", known_attacks, allow_pickle=allow_pickle, fresh=fresh)
+    plan = plan_of(resolved, "fisher", known_attacks, allow_pickle=allow_pickle, fresh=fresh)
     if ("run", "profile") not in said:
         plan = replace(plan, profile="quick")
     if ("run", "attacks") not in said:
@@ -108,12 +108,9 @@ def _wanted(
         name = CHEAP if plan.public else WITHOUT_PRIOR
         plan = replace(plan, attacks=() if run else (AttackPlan(name=name, settings=own.get(name, {})),))
     count = samples or (QUICK if plan.profile == "quick" else USUAL)
-    options = (
-        f" --run {run}" * bool(run)
-        + f" --samples {samples}" * bool(samples)
-        + f" --moments {moments}" * (moments != 10)
-    )
-    plan = replace(plan, command=plan.command + options)
+    asked = {"--run": run, "--samples": samples, "--moments": None if moments == MOMENTS else moments}
+    words = [word for flag, value in asked.items() if value is not None for word in (flag, str(value))]
+    plan = replace(plan, command=" ".join([plan.command, *map(shlex.quote, words)]))
     people = EVERYBODY if ("run", "classes") in said else PEOPLE
     return FisherPlan(plan=plan, run=run, samples=count, moments=moments, people=people)
 

@@ -3,6 +3,7 @@
 import io
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +29,7 @@ READING = (
 def figure(report: FisherReport) -> "Figure":
     """Three panels over depth: shares of both tasks, their ratio, and the cumulative shares with the cut."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     shown, names = report.profiles[0], short_names(report)
     page = Figure(figsize=(9.2, 8.4), layout="constrained")
@@ -41,19 +43,17 @@ def figure(report: FisherReport) -> "Figure":
     _band(ratio, [p for p, _ in known], [row.ratio or 1 for _, row in known], [r.ratio_interval for _, r in known], GAP)
     ratio.axhline(1, color=CUT, linewidth=0.8, linestyle=":")
     ratio.set(ylabel="inversion / classification", yscale="log")
-    for values, colour in (
-        ([row.cumulative_cls for row in shown.values], CLS),
-        ([row.cumulative_mi for row in shown.values], MI),
-    ):
-        cumulated.plot([0, *places], [0, *values], color=colour, marker="o", markersize=3)
-    cumulated.fill_between(
-        [0, *places],
-        [0, *(row.cumulative_cls for row in shown.values)],
-        [0, *(row.cumulative_mi for row in shown.values)],
-        color=GAP,
-        alpha=0.12,
-        linewidth=0,
-    )
+    ratio.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ratio.yaxis.set_major_formatter("{x:g}")
+    ratio.yaxis.set_minor_formatter(NullFormatter())
+    cls = np.array([0, *(row.cumulative_cls for row in shown.values)])
+    mi = np.array([0, *(row.cumulative_mi for row in shown.values)])
+    for values, colour in ((cls, CLS), (mi, MI)):
+        cumulated.plot([0, *places], values, color=colour, marker="o", markersize=3)
+    for where, colour in ((mi > cls, MI), (mi < cls, CLS)):  # whose curve runs ahead
+        cumulated.fill_between(
+            [0, *places], cls, mi, where=list(where), interpolate=True, color=colour, alpha=0.1, lw=0
+        )
     cumulated.set(ylabel="cumulative share", ylim=(0, 1.03), xlim=(0, len(names) + 0.5))
     for axes in (shares, ratio, cumulated):
         axes.spines[["top", "right"]].set_visible(False)
@@ -84,7 +84,7 @@ def html(report: FisherReport) -> str:
     drawing = picture(report, "svg").decode()
     return environment().get_template("fisher.html.j2").render(
         report=report, shown=report.profiles[0], svg=drawing[drawing.index("<svg") :], headline=headline(report),
-        provenance=provenance(report), reading=READING, bracket=bracket,
+        provenance=provenance(report), reading=READING, bracket=bracket, signed=_signed,
         rows=list(zip(report.units, report.profiles[0].values, strict=True)),
     )  # fmt: skip
 
@@ -113,11 +113,10 @@ def headline(report: FisherReport) -> str:
     shown, depth = report.profiles[0], len(report.units) - 1
     if report.freeze is None:
         return "No freeze point: nowhere does inversion run ahead of classification."
-    gap = shown.values[shown.cut - 1].gap
     between = _whole(shown.cut_interval)
     return (
         f"Begin at --freeze {report.freeze}: {shown.cut} of {depth} units{between}, up to "
-        f"{report.units[shown.cut - 1].name}; {gap:+.0%} gap"
+        f"{report.units[shown.cut - 1].name}; gap {_signed(shown.values[shown.cut - 1].gap)}"
     )
 
 
@@ -148,6 +147,11 @@ def bracket(interval: Interval | None, digits: int = 2) -> str:
     return "" if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
+def _signed(share: float) -> str:
+    """A difference of shares in whole percent; what rounds to nothing has no sign."""
+    return f"{round(100 * share):+d}%" if round(100 * share) else "0%"
+
+
 def _whole(interval: Interval | None) -> str:
     if interval is None:
         return ""
@@ -169,7 +173,7 @@ def _table(report: FisherReport, shown: Profile) -> Table:
             bracket(row.ratio_interval),
             f"{row.cumulative_cls:.0%}",
             f"{row.cumulative_mi:.0%}",
-            f"{row.gap:+.0%}",
+            _signed(row.gap),
             style="bold" if place == shown.cut else "",
             end_section=place == shown.cut,
         )
