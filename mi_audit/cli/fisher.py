@@ -1,5 +1,6 @@
 """`fisher`: where in a network the private data matter, and where inversion does."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -39,7 +39,7 @@ def found(digits, cache, tmp_path_factory):
 
 
 def test_profile_of_a_digit_model(found, digits):
-    report, folder = found
+    report, _ = found
     assert report.kind == "fisher" and report.units[-1].stage == "" and report.units[-1].kind == "Linear"
     assert [(one.labels, one.scale) for one in report.profiles] == list(DEFINITIONS)
     for one in report.profiles:
@@ -133,5 +133,11 @@ def test_cautions_name_what_is_wrong(found):
         (replace(same[0], cut=1), replace(same[0], cut=2, scale="total")),
         4,
     )
-    for wanted in ("accepts 50%", "end of each search", "4 people", "empirical, mean: 1; empirical, total: 2", "defense"):
+    for wanted in (
+        "accepts 50%",
+        "end of each search",
+        "4 people",
+        "empirical, mean: 1; empirical, total: 2",
+        "defense",
+    ):
         assert any(wanted in text for text in said), wanted

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import torch
 
 from mi_audit.audit.trajectory import Watched
@@ -15,7 +17,7 @@ def test_keeps_batches_evenly_and_in_order():
     kept = [int(batch[0, 0, 0, 0]) for batch in watched.pixels]
     assert len(kept) == 4 and kept == sorted(kept)
     assert kept[0] == 0 and kept[-1] > 80  # of both ends
-    assert max(b - a for a, b in zip(kept, kept[1:], strict=False)) <= 48
+    assert max(b - a for a, b in pairwise(kept)) <= 48
     assert len(watched._kept) <= 8
     assert watched.pixels[0].dtype == torch.uint8 and watched.pixels[0].shape == (2, 3, 8, 8)
 

@@ -44,7 +44,20 @@ def test_a_run_is_taken_with_all_its_attacks_or_those_named(cli, engine):
 
 
 def test_what_is_said_is_obeyed(cli, engine):
-    cli("fisher", "m", "--private", "p", "--public", "q", "--classes", "all", "--profile", "standard", "--attacks", "ppa")
+    cli(
+        "fisher",
+        "m",
+        "--private",
+        "p",
+        "--public",
+        "q",
+        "--classes",
+        "all",
+        "--profile",
+        "standard",
+        "--attacks",
+        "ppa",
+    )
     wanted = engine[0]
     assert wanted.people > 10**6 and wanted.samples == 2000 and wanted.plan.profile == "standard"
     assert [attack.name for attack in wanted.plan.attacks] == ["ppa"]
@@ -58,8 +71,8 @@ def test_json_is_one_document(cli, engine):
 
 def test_goes_on_where_it_was_interrupted(cli, tmp_path, digits, cache, monkeypatch):
     words = ("fisher", str(digits), "--private", "digits:0-4", "--size", "32", "--classes", "0,1", "--samples", "4",
-             "--cache-dir", str(cache), "--out", "run", "--moments", "1", "--set", "attacks.deep-inversion.coarse_steps=4",
-             "--set", "attacks.deep-inversion.steps=4", "--set", "attacks.deep-inversion.warm_up=1")  # fmt: skip
+             "--cache-dir", str(cache), "--out", "run", "--moments", "1",
+             "--set", "attacks.deep-inversion.coarse_steps=4", "--set", "attacks.deep-inversion.steps=4", "--set", "attacks.deep-inversion.warm_up=1")  # fmt: skip
     first = cli(*words, "--json")
     assert first.exit_code == 0, first.output
     again = cli("resume", "run", "--json")

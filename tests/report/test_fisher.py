@@ -51,7 +51,9 @@ def printed(report, width=100):
 def test_the_screen_says_what_and_how_sure():
     text = printed(sample())
     assert "Begin at --freeze 67%: 2 of 3 units (2 to 2 when identities are drawn again)" in text
-    assert re.search(r"^layer1\.1 +1,000 +\d+\.\d% +\d+\.\d% +3\.\d\d +\[\d\.\d\d, \d\.\d\d\] +\d+% +\d+% +\+63%$", text, re.M)
+    assert re.search(
+        r"^layer1\.1 +1,000 +\d+\.\d% +\d+\.\d% +3\.\d\d +\[\d\.\d\d, \d\.\d\d\] +\d+% +\d+% +\+63%$", text, re.M
+    )
     assert "gmi, made now, up to 11 moments of each search" in text.replace("\n", " ")
     assert "! It is local." in text and max(map(len, text.splitlines())) <= 100
     assert "-0%" not in text
@@ -60,6 +62,16 @@ def test_the_screen_says_what_and_how_sure():
 def test_no_freeze_point_is_said():
     report = sample(cls=(6, 4, 1, 1), mi=(1, 1, 3, 5))
     assert report.freeze is None and headline(report).startswith("No freeze point")
+
+
+def test_a_gap_within_chance_is_no_freeze_point():
+    report = sample()
+    row = report.profiles[0].values[1]
+    wide = replace(row, gap_interval=replace(row.gap_interval, low=-0.02))
+    shown = replace(report.profiles[0], values=(report.profiles[0].values[0], wide, *report.profiles[0].values[2:]))
+    said = headline(replace(report, profiles=(shown,)))
+    assert said.startswith("No clear freeze point: the largest gap, +63% at --freeze 67% (2 of 3 units)")
+    assert "-2% to +" in said
 
 
 def test_provenance_marks_a_weak_profile_and_names_the_run():
@@ -72,12 +84,17 @@ def test_the_figure_shows_both_tasks_and_the_cut():
     report = sample()
     shares, ratio, cumulated = figure(report).axes
     drawn = [line.get_ydata().tolist() for line in shares.lines[:2]]
-    assert drawn == [[row.share_cls for row in report.profiles[0].values], [r.share_mi for r in report.profiles[0].values]]
+    assert drawn == [
+        [row.share_cls for row in report.profiles[0].values],
+        [r.share_mi for r in report.profiles[0].values],
+    ]
     assert ratio.lines[0].get_ydata().tolist() == [row.ratio for row in report.profiles[0].values]
     assert cumulated.lines[1].get_ydata().tolist()[0] == 0
     assert cumulated.lines[-1].get_xdata() == [2.5, 2.5]
     assert [label.get_text() for label in cumulated.get_xticklabels()] == ["layer1.0", "layer1.1", "layer2.0", "head"]
-    assert not any(line.get_linestyle() == "--" for line in figure(sample(cls=(6, 4, 1, 1), mi=(1, 1, 3, 5))).axes[0].lines)
+    assert not any(
+        line.get_linestyle() == "--" for line in figure(sample(cls=(6, 4, 1, 1), mi=(1, 1, 3, 5))).axes[0].lines
+    )
 
 
 def test_pictures_are_files_of_their_kind_and_reproducible():
