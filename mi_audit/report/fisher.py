@@ -43,6 +43,8 @@ def figure(report: FisherReport) -> "Figure":
     _band(ratio, [p for p, _ in known], [row.ratio or 1 for _, row in known], [r.ratio_interval for _, r in known], GAP)
     ratio.axhline(1, color=CUT, linewidth=0.8, linestyle=":")
     ratio.set(ylabel="inversion / classification", yscale="log")
+    low, high = ratio.get_ylim()
+    ratio.set_ylim(min(low, 0.45), max(high, 2.2))  # so that a few percent do not look like much
     ratio.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ratio.yaxis.set_major_formatter("{x:g}")
     ratio.yaxis.set_minor_formatter(NullFormatter())
@@ -60,9 +62,11 @@ def figure(report: FisherReport) -> "Figure":
         if shown.cut:
             axes.axvline(shown.cut + 0.5, color=CUT, linewidth=1.2, linestyle="--")
     if shown.cut:
+        late = shown.cut > len(names) / 2  # then there is no room to the right
         cumulated.annotate(
             f"largest gap: {shown.cut} of {len(names) - 1} units",
-            (shown.cut + 0.5, 0.04), xytext=(5, 0), textcoords="offset points", color=CUT, fontsize=9,
+            (shown.cut + 0.5, 0.04), xytext=(-5 if late else 5, 0), textcoords="offset points",
+            ha="right" if late else "left", color=CUT, fontsize=9,
         )  # fmt: skip
     step = 1 if len(names) <= MANY else -(-len(names) // MANY)
     cumulated.set_xticks(places[::step], names[::step], rotation=45, ha="right", fontsize=8)

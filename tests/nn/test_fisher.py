@@ -40,7 +40,7 @@ def closed_form(labels_of):
                 (gradient * net[1].weight.double()).square().sum() + (slope * net[1].bias.double()).square().sum()
             )
         plain.append(float(one))
-        scaled.append(float(other))
+        scaled.append(float(torch.as_tensor(other).detach()))
     return torch.tensor(plain), torch.tensor(scaled)
 
 
