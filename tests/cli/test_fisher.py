@@ -72,7 +72,8 @@ def test_json_is_one_document(cli, engine):
 def test_goes_on_where_it_was_interrupted(cli, tmp_path, digits, cache, monkeypatch):
     words = ("fisher", str(digits), "--private", "digits:0-4", "--size", "32", "--classes", "0,1", "--samples", "4",
              "--cache-dir", str(cache), "--out", "run", "--moments", "1",
-             "--set", "attacks.deep-inversion.coarse_steps=4", "--set", "attacks.deep-inversion.steps=4", "--set", "attacks.deep-inversion.warm_up=1")  # fmt: skip
+             "--set", "attacks.deep-inversion.coarse_steps=4", "--set", "attacks.deep-inversion.steps=4",
+             "--set", "attacks.deep-inversion.warm_up=1")  # fmt: skip
     first = cli(*words, "--json")
     assert first.exit_code == 0, first.output
     again = cli("resume", "run", "--json")
