@@ -22,7 +22,8 @@ from mi_audit.core.report import AttackResult, AuditReport, Quantity
 from mi_audit.core.target import Access
 from mi_audit.store.datasets import load_splits
 from mi_audit.store.targets import new_model, save_model
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 
 UPRIGHT: dict[str, dict[str, object]] = {name: {"flips": False} for name in ("ppa", "if-gmi")}  # no digit is mirrored
 MIRRORED: dict[str, dict[str, object]] = {  # a mirrored face is the same person's

@@ -27,7 +27,7 @@ FORBIDDEN = {
     "runs text as code": r"(?<![\w.])(eval|exec)\(",
 }
 ADDRESSES = re.compile(
-    r"https?://(?!(arxiv|json-schema|doi|owasp|atlas\.mitre)\.org|www\.w3\.org|docs\.oasis-open\.org|git-lfs)"
+    r"https?://(?!(arxiv|json-schema|doi|owasp|atlas\.mitre)\.org|openreview\.net|www\.w3\.org|docs\.oasis-open\.org|git-lfs)"
 )
 
 

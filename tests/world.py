@@ -7,7 +7,8 @@ from pathlib import Path
 from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan
 from mi_audit.store.datasets import load_splits
 from mi_audit.store.targets import new_model, save_model
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 
 SMOKE: Mapping[str, Mapping[str, object]] = {
     "gmi": {"steps": 6, "restarts": 2},

@@ -108,6 +108,11 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
             )
 
     @property
+    def adaptive_to(self) -> tuple[str, ...]:
+        """Logits and students distilled from the answers do not feel a defense that spoils the target's gradients."""
+        return ("negls", "rolss", "ssf", "tts") if self.augment and self.loss == "logit" else ()
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         return (self.prior if self.on == "gmi" else "kedmi-gan", "lomma-students")
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal
 
 from mi_audit.audit import registry
+from mi_audit.audit.composition import NAMED, compose
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import SurrogateRecipe
@@ -19,7 +20,8 @@ KINDS: tuple[Kind, ...] = ("attacks", "defenses", "metrics", "priors")
 
 def entries(kind: Kind) -> tuple[Entry, ...]:
     """One flat row per method of `kind`; all have name, access, prior, paper, summary and settings."""
-    return tuple(_entry(kind, name, method) for name, method in _table(kind).items())
+    rows = [_entry(kind, name, method) for name, method in _table(kind).items()]
+    return tuple(sorted(rows + _combinations(), key=lambda row: row["name"]) if kind == "defenses" else rows)
 
 
 def describe(name: str) -> Entry:
@@ -29,14 +31,20 @@ def describe(name: str) -> Entry:
         ConfigError: Nothing is called that; the message has a suggestion.
     """
     kind, colon, short = name.rpartition(":")
+    for row in _combinations():
+        if short == row["name"] and (not colon or "defenses".startswith(kind)):
+            return row
     kinds = [known for known in KINDS if not colon or known.startswith(kind)]
     every = {found: (known, method) for known in reversed(kinds) for found, method in _table(known).items()}
     if short not in every:
         close = difflib.get_close_matches(short, every, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see `mi-audit list attacks`"
         raise ConfigError(f"expected the name of an attack, a defense, a metric or a prior, got {name!r}; {hint}")
-    known, method = every[short]
-    return _entry(known, short, method) | {"description": inspect.getdoc(method) or "", **_particulars(method)}
+    return _described(*every[short], short)
+
+
+def _described(kind: Kind, method: type[Any], name: str) -> Entry:
+    return _entry(kind, name, method) | {"description": inspect.getdoc(method) or "", **_particulars(method)}
 
 
 def attack_tags() -> Mapping[str, frozenset[str]]:
@@ -91,7 +99,37 @@ def _attack(method: type[Any]) -> Entry:
 
 
 def _defense(method: type[Any]) -> Entry:
-    return {"kind": method.kind, "adaptive": method.adaptive, "needs_public_init": method.needs_public_init}
+    return {
+        "kind": method.kind,
+        "slots": [slot.name.lower() for slot in sorted(method.slots)],
+        "adaptive": method.adaptive,
+        "needs_public_init": method.needs_public_init,
+        "not with": sorted(method.excludes),
+    }
+
+
+def _combinations() -> list[Entry]:
+    """Defenses that were published as a combination of others: a row each, with the settings of every part."""
+    rows = []
+    for name, parts in NAMED.items():
+        made = compose(name, {})
+        rows_of = {part: _described("defenses", registry.defenses()[part], part) for part in parts}
+        named = {
+            key: {f"{part}.{field}": value for part, row in rows_of.items() for field, value in row[key].items()}
+            for key in ("settings", "help")
+        }
+        rows.append(
+            _entry("defenses", name, registry.defenses()[parts[0]])
+            | named
+            | {
+                "kind": made.kind,
+                "adaptive": made.adaptive,
+                "summary": f"{' and '.join(parts)} together.",
+                "description": f"The same as --method {made.method}.",
+                "slots": [slot for row in rows_of.values() for slot in row["slots"]],
+            }
+        )
+    return rows
 
 
 def _metric(method: type[Any]) -> Entry:

@@ -95,7 +95,13 @@ def attack_change(before: AttackResult, after: AttackResult, first: Measurement)
     )
 
 
-def paired(before: tuple[ClassValue, ...], after: tuple[ClassValue, ...], unit: str, samples: bool = True) -> Quantity:
+def paired(
+    before: tuple[ClassValue, ...],
+    after: tuple[ClassValue, ...],
+    unit: str,
+    samples: bool = True,
+    level: float = 0.95,
+) -> Quantity:
     """After minus before over the (class, seed) pairs that both have.
 
     Args:
@@ -104,6 +110,7 @@ def paired(before: tuple[ClassValue, ...], after: tuple[ClassValue, ...], unit: 
         unit: Of the values.
         samples: Whether the classes are the sample (of identities that could leak), so that a share which changed
             alike in all of them still has an exact bound; otherwise it has none.
+        level: Nominal two-sided coverage of the interval.
     """
     first = {(row.seed, row.label): row.value for row in before}
     second = {(row.seed, row.label): row.value for row in after}
@@ -115,20 +122,20 @@ def paired(before: tuple[ClassValue, ...], after: tuple[ClassValue, ...], unit: 
     for seed, label in pairs:
         for side, rows in enumerate((first, second)):
             tables[side, seeds.index(seed), labels.index(label)] = rows[seed, label]
-    value, interval = paired_difference(tables[0], tables[1])
+    value, interval = paired_difference(tables[0], tables[1], level)
     if interval is not None and interval.low == interval.high:
-        interval = _unanimous(value or 0.0, len(labels)) if samples and unit == "share" else None
+        interval = _unanimous(value or 0.0, len(labels), level) if samples and unit == "share" else None
     reason = None if interval else "too few classes, or all changed alike: nothing to resample"
     return Quantity(
         value=value, unit=unit, count=len(pairs), counted="class-seed pairs", interval=interval, reason=reason
     )
 
 
-def _unanimous(value: float, identities: int) -> Interval:
+def _unanimous(value: float, identities: int, level: float) -> Interval:
     """Where all identities changed alike: the exact bound on the share that might have changed otherwise."""
-    reach = clopper_pearson(0, identities)[1]
+    reach = clopper_pearson(0, identities, level)[1]
     method = f"exact binomial over {identities} identities that all changed alike"
-    return Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach), method=method)
+    return Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach), level=level, method=method)
 
 
 def utility_change(before: tuple[ModelFacts, ...], after: tuple[ModelFacts, ...]) -> Change:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mi_audit.audit import registry
+from mi_audit.audit.composition import UNDEFENDED, Composition, compose
 from mi_audit.audit.control import COUNTERFACTUAL, chosen
 from mi_audit.audit.identify import identify
 from mi_audit.audit.judge import model_facts
@@ -22,15 +23,14 @@ from mi_audit.audit.runner import Contender, Targets, contender
 from mi_audit.audit.scene import Scene, as_settings, load_planned_model
 from mi_audit.audit.strangers import Purged, Seating, purged, seated
 from mi_audit.core.attack import Attack
-from mi_audit.core.defense import Defense
 from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.report import AttackResult, ModelFacts
 from mi_audit.core.run import Averaging
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.classifier import Recipe
+from mi_audit.train.recipe import Recipe
 
-VERSION = 1  # raised when the same settings would train another counterfactual target
+VERSION = 2  # raised when the same settings would train another counterfactual target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,14 +75,14 @@ def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool 
         _owners(scene, scene.model)
         return
     if not trains:
-        _rebuilt_defense(scene.model)
+        _rebuilt(scene.model)
     if scene.model.model_kwargs:
         raise ConfigError(
             f"expected an architecture without arguments for the control `counterfactual`, got {scene.model.arch} with "
             f"{', '.join(scene.model.model_kwargs)}; {GIVE}"
         )
     try:
-        fresh_private_model(scene, None, seed=0)
+        fresh_private_model(scene, None, 0, {})
     except TargetError as error:
         raise ConfigError(f"{error}; or {GIVE}") from error
     if len(set(scene.splits.train.labels.tolist()) - set(attacked)) < 2:
@@ -151,20 +151,21 @@ def doubted(result: AttackResult) -> AttackResult:
 
 def _trained(scene: Scene, people: int, seed: int) -> tuple[LoadedModel, str]:
     """The target trained on the splits of `scene` like its model, kept by content, and how in a sentence."""
-    method, defense = _rebuilt_defense(scene.model)
+    composition = _rebuilt(scene.model)
     recipe = counterfactual_recipe(scene)
     starts = scene.plan.defend.pretrained != "auto" or is_labelled(scene.public)
     start = public_start(scene, None) if starts else None
     net, splits = scene.model.classifier, scene.splits
     key = digest(
         "counterfactual", VERSION, scene.model.arch, net.size, net.channels, net.mean_values, net.std_values,
-        splits.train.fingerprint, splits.val.fingerprint, scene.size, {**asdict(recipe), "precision": ""}, method,
-        as_settings(defense) if defense else {}, start.facts["sha256"] if start else "", seed,
+        splits.train.fingerprint, splits.val.fingerprint, scene.size, {**asdict(recipe), "precision": ""},
+        {name: as_settings(part) for name, part in composition.parts.items()},
+        start.facts["sha256"] if start else "", seed,
     )  # fmt: skip
     file = scene.cache.folder("counterfactuals", key) / "model.safetensors"
-    made = retrained(scene, Retraining(method, defense, start, recipe), seed, file, "counterfactual")
+    made = retrained(scene, Retraining(composition, start, recipe), seed, file, "counterfactual")
     source = f"weights {start.facts['source']}" if start else "fresh weights"
-    defended = f" with the defense {method}" if defense else ""
+    defended = f" with the defense {composition.method}" if composition.parts else ""
     said = (
         f"Trained by this tool{defended} without the {people} people to attack: {recipe.epochs} epochs on "
         f"{len(splits.train)} images, starting from {source}."
@@ -180,22 +181,22 @@ def counterfactual_recipe(scene: Scene) -> Recipe:
     return defend_recipe(scene)
 
 
-def _rebuilt_defense(model: LoadedModel) -> tuple[str, Defense | None]:
-    """The defense that the model under audit declares, ready to train with.
+def _rebuilt(model: LoadedModel) -> Composition:
+    """The defenses that the model under audit declares, ready to train with.
 
     Raises:
-        ConfigError: This tool does not have it, so that a model trained here would differ by more than the people.
+        ConfigError: This tool does not have them, so that a model trained here would differ by more than the people.
     """
-    name, settings = str(model.defense.get("method", "none")), model.defense.get("settings")
-    if name == "none":
-        return name, None
+    method, settings = str(model.defense.get("method", "none")), model.defense.get("settings")
+    if method == "none":
+        return UNDEFENDED
     known = registry.defenses()
-    if name not in known or not isinstance(settings, Mapping):
+    if not isinstance(settings, Mapping) or any(name not in known for name in method.split("+")):
         raise ConfigError(
-            f"expected a defense of this tool to train a counterfactual target with, got a model that declares {name}; "
-            f"{GIVE} and with that defense"
+            f"expected a defense of this tool to train a counterfactual target with, got a model that declares "
+            f"{method}; {GIVE} and with that defense"
         )
-    return name, registry.build("defense", known[name], name, dict(settings))
+    return compose(method, settings)
 
 
 def _owners(scene: Scene, model: LoadedModel) -> LoadedModel:

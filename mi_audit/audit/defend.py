@@ -8,7 +8,6 @@ from tempfile import TemporaryFile
 
 import torch
 
-from mi_audit.audit import registry
 from mi_audit.audit.attack import (
     audit_models,
     build_attacks,
@@ -19,23 +18,25 @@ from mi_audit.audit.attack import (
     verdict_of,
 )
 from mi_audit.audit.compare import compare
+from mi_audit.audit.composition import UNDEFENDED, Composition, compose
 from mi_audit.audit.exposed import drawing_order
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.measure import check_metrics, per_class
 from mi_audit.audit.plan import Plan
-from mi_audit.audit.pretrain import PublicStart, fresh_private_model, public_start
+from mi_audit.audit.pretrain import PublicStart, public_start
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.retrain import Retraining, defend_recipe, fit_private, retrained
 from mi_audit.audit.scene import Scene, as_settings, open_scene
 from mi_audit.audit.stopping import stops_early
-from mi_audit.core.defense import Defense
+from mi_audit.core.defense import Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import AuditReport, ClassValue, Comparison, ModelFacts
 from mi_audit.nn.freezing import parse
 from mi_audit.store.files import make_folder, read_file, storage_error, write_atomic
 from mi_audit.store.results import write_result
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.classifier import Recipe, accuracy
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.recipe import Recipe
 
 
 def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
@@ -51,16 +52,18 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
         check_destination(plan.defend.save)
     builds = build_attacks(plan)
     check_metrics(plan)
-    defense = build_defense(plan)
+    composition = composition_of(plan)
     with open_scene(plan, "defend", progress or Silent()) as scene:
         check_controls(scene, trains=True)
+        for doubt in composition.doubts:
+            scene.warn(doubt)
         start = public_start(scene, None)
         recipe = defend_recipe(scene)
-        defense = resolve_freeze(scene, defense, start, recipe)
+        composition = resolve_freeze(scene, composition, start, recipe)
         twins, defended = {}, {}
         for seed in seeds_of(plan):
-            twins[seed] = trained(scene, None, start, recipe, seed)
-            defended[seed] = trained(scene, defense, start, recipe, seed)
+            twins[seed] = trained(scene, UNDEFENDED, start, recipe, seed)
+            defended[seed] = trained(scene, composition, start, recipe, seed)
         court = load_court(scene)
         after = audit_models(scene, defended, court, builds, "defended")
         before = audit_models(scene, twins, court, builds, "undefended", _people(plan, after))
@@ -101,24 +104,18 @@ def check_destination(file: Path) -> None:
         raise storage_error("write", file, error) from error
 
 
-def build_defense(plan: Plan, freeze: str | None = None) -> Defense:
-    """The defense of the plan; `freeze`, else `--freeze`, sets its cut."""
-    name = plan.defend.method
-    method = registry.pick("defense", registry.defenses(), name)
-    settings = dict(plan.defend.settings)
-    if (freeze or plan.defend.freeze) is not None:
-        settings["freeze"] = freeze or plan.defend.freeze
-    return registry.build("defense", method, name, settings)
+def composition_of(plan: Plan, freeze: str | None = None) -> Composition:
+    """The defenses of the plan; `freeze`, else `--freeze`, sets their cut."""
+    return compose(plan.defend.method, plan.defend.settings, freeze or plan.defend.freeze)
 
 
 def trained(
-    scene: Scene, defense: Defense | None, start: PublicStart, recipe: Recipe, seed: int
+    scene: Scene, composition: Composition, start: PublicStart, recipe: Recipe, seed: int
 ) -> tuple[LoadedModel, ModelFacts]:
     """One model of a pair, with its accuracy: loaded when an interrupted run finished it, else trained and saved."""
-    kind = "undefended" if defense is None else "defended"
-    method = "none" if defense is None else scene.plan.defend.method
+    kind = "defended" if composition.parts else "undefended"
     file = scene.folder.path / _file(kind, seed)
-    model = retrained(scene, Retraining(method, defense, start, recipe), seed, file, kind)
+    model = retrained(scene, Retraining(composition, start, recipe), seed, file, kind)
     model = replace(model, ref=str(_file(kind, seed)))
     measured = accuracy(model.classifier, scene.splits.test, scene.device)
     scene.progress.note(f"{kind} model, seed {seed}: accuracy {measured.value:.3f} on {measured.count} test images")
@@ -132,16 +129,16 @@ def accuracy_by_class(scene: Scene, model: LoadedModel) -> tuple[ClassValue, ...
     return per_class((predicted == test.labels).float(), test.labels, torch.zeros_like(test.labels))
 
 
-def resolve_freeze(scene: Scene, defense: Defense, start: PublicStart, recipe: Recipe) -> Defense:
+def resolve_freeze(scene: Scene, composition: Composition, start: PublicStart, recipe: Recipe) -> Composition:
     """Turn `auto[:delta]` into a cut: the deepest one that costs at most `delta` points of validation accuracy.
 
     Utility decides, by bisection over the shares 100 % to 0 % in steps of 10 with a third of the epochs; leakage is
     measured afterwards, on the cut that was found.
     """
-    settings = as_settings(defense)
-    spec = settings.get("freeze")
-    if not isinstance(spec, str) or parse(spec).kind != "auto":
-        return defense
+    cuts = [str(as_settings(part)["freeze"]) for part in composition.parts.values() if Slot.FREEZE in part.slots]
+    if not cuts or parse(cuts[0]).kind != "auto":
+        return composition
+    spec = cuts[0]
     delta = parse(spec).amount / 100
     short = replace(recipe, epochs=max(1, recipe.epochs // 3))
     seen: dict[int, float] = {}
@@ -149,11 +146,9 @@ def resolve_freeze(scene: Scene, defense: Defense, start: PublicStart, recipe: R
     def val_accuracy(share: int) -> float:
         if share not in seen:
             scene.progress.stage(f"Searching the freeze point: {share} % ({short.epochs} epochs)")
-            tried = build_defense(scene.plan, f"{share}%") if share else None
-            how = Retraining(scene.plan.defend.method if share else "none", tried, start, short)
-            model, _ = fresh_private_model(scene, start, scene.plan.seed)
+            how = Retraining(composition_of(scene.plan, f"{share}%" if share else "none"), start, short)
             with scene.clock.stage("search freeze"):
-                seen[share] = fit_private(scene, model, how, scene.plan.seed, None)[2] or 0.0
+                seen[share] = fit_private(scene, how, scene.plan.seed, short, None).fit.val_accuracy or 0.0
         return seen[share]
 
     floor = val_accuracy(0) - delta
@@ -162,7 +157,7 @@ def resolve_freeze(scene: Scene, defense: Defense, start: PublicStart, recipe: R
         middle = (low + high) // 2
         low, high = (middle, high) if val_accuracy(10 * middle) >= floor else (low, middle)
     scene.progress.note(f"--freeze {spec}: {10 * low} % keeps validation accuracy within {100 * delta:.1f} points")
-    return build_defense(scene.plan, f"{10 * low}%" if low else "none")
+    return composition_of(scene.plan, f"{10 * low}%" if low else "none")
 
 
 def _file(kind: str, seed: int) -> Path:

@@ -27,7 +27,8 @@ from mi_audit.core.prior import AssistedPrior, Prior
 from mi_audit.core.report import PriorFacts
 from mi_audit.core.types import Images, Latents
 from mi_audit.store.targets import new_model
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 
 PROBE_STEPS = 3
 

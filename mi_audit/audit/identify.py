@@ -16,7 +16,7 @@ from mi_audit.core.errors import TargetError
 from mi_audit.core.report import Quantity
 from mi_audit.core.types import Labels, Logits
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.classifier import accuracy
+from mi_audit.train.accuracy import accuracy
 
 SAMPLE = 128  # images that variants are compared on; the final accuracy uses all
 BATCH = 64

@@ -1,10 +1,17 @@
 """What a file of weights is, found out without running anything in it."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor, nn
+
+from mi_audit.audit import registry
 from mi_audit.core.errors import TargetError
+from mi_audit.nn import skips
+from mi_audit.store.architectures import build, complete_name, defaults, seeded
 from mi_audit.store.checkpoints import Checkpoint, open_checkpoint, recognise
 from mi_audit.store.files import hash_file
 from mi_audit.store.manifest import Declared, beside, canonical, within
@@ -25,6 +32,7 @@ FACTS = (
     "logits_index",
     "model_kwargs",
 )
+SURGERY = ("rolss", "ssf")  # defenses that scale skip connections, with their published settings
 
 
 def inspect_model(
@@ -57,14 +65,51 @@ def inspect_model(
     return found | _found(ref, flags, class_order)
 
 
+def inspect_skips(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The skip connections of an inspected model in the order in which they run, and what each defense would set.
+
+    Args:
+        found: What `inspect_model` found; of its weights nothing but the architecture is used.
+
+    Returns:
+        A row per skip connection: the fields of `nn.skips.Skip`, and its factor under each of `SURGERY`.
+
+    Raises:
+        ConfigError: The network has no skip connection that is known.
+        TargetError: The architecture is not known.
+    """
+    facts = {name: fact["value"] for name, fact in found["facts"].items()}
+    ref = str(found["ref"])
+    arch = facts.get("arch") or (complete_name(ref.partition("@")[0], "reference") if _published(ref) else None)
+    if arch is None:
+        raise TargetError(f"expected an architecture to look for skip connections in, got none in {ref}; add --arch")
+    usual = defaults(arch)
+    size, channels = facts.get("size") or usual.size, facts.get("channels") or usual.channels or 3
+    with seeded(0):
+        classes, kwargs = facts.get("num_classes") or 2, facts.get("model_kwargs") or {}
+        net = build(arch, num_classes=classes, channels=channels, size=size, kwargs=kwargs).eval()
+    example = torch.zeros(1, channels, size or 64, size or 64)
+    planned = {name: _planned(name, net, example) for name in SURGERY}
+    return [
+        asdict(skip) | {name: factors.get(skip.name, 1.0) for name, factors in planned.items()}
+        for skip in skips.find(net, example)
+    ]
+
+
 def config_text(found: Mapping[str, Any]) -> str:
     """The sidecar json to save beside the weights."""
     return canonical(found["config"] or {})
 
 
+def _planned(name: str, net: nn.Module, example: Tensor) -> Mapping[str, float]:
+    """Factor by skip connection under the defense `name`."""
+    (edit,) = registry.defenses()[name]().edits(net, example)
+    return cast(Mapping[str, float], edit["factors"])
+
+
 def _found(ref: str, flags: Declared, class_order: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if ref.startswith(PUBLISHED):
+    if _published(ref):
         found["problems"] = [f"{ref} names published weights, which are downloaded when they are used"]
         return found
     path = locate(ref)
@@ -90,6 +135,10 @@ def _found(ref: str, flags: Declared, class_order: str) -> dict[str, Any]:
     found["problems"] = [problem] if problem else []
     found["config"] = _config(declared, certain=not alternatives)
     return found
+
+
+def _published(ref: str) -> bool:
+    return ref.startswith(PUBLISHED)
 
 
 def _resolved(checkpoint: Checkpoint, flags: Declared, ref: str) -> tuple[Declared, str | None, tuple[str, ...]]:

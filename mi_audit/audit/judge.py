@@ -16,7 +16,9 @@ from mi_audit.core.report import ClassValue, ModelFacts, Quantity
 from mi_audit.nn.precision import Precision
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
-from mi_audit.train.classifier import Recipe, accuracy, fit
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 
 VERSION = 1  # raised when the same settings would train another evaluator
 BATCH = 256

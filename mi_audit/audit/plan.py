@@ -94,12 +94,14 @@ class DefendPlan:
     """How to retrain.
 
     Attributes:
-        method: Name of the defense.
+        method: Name of the defense, or several joined by `+`.
         freeze: Freeze grammar; None takes the method's own.
         pretrained: `auto` (train on labelled public data), or a model reference whose weights start both models.
         epochs, lr, batch_size: None takes the profile's recipe.
         save: Where to copy the defended weights; None leaves them in the run folder only.
-        settings: Hyper-parameters of the method.
+        settings: Hyper-parameters, by defense.
+        sweep: Setting and values to repeat the defense with, in the grammar of `audit.grids`; None runs it once.
+        tolerance: Points of test accuracy that the value recommended by a sweep may cost.
     """
 
     method: str = "tldmi"
@@ -110,6 +112,8 @@ class DefendPlan:
     batch_size: int | None = None
     save: Path | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
+    sweep: str | None = None
+    tolerance: float = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

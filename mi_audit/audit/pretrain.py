@@ -13,7 +13,11 @@ from mi_audit.nn.classifier import Classifier
 from mi_audit.store.files import digest
 from mi_audit.store.splits import FEWEST, split
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
-from mi_audit.train.classifier import Recipe, accuracy, fit
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.classifier import fit
+from mi_audit.train.defended import Parts, freeze
+from mi_audit.train.recipe import Recipe
+from mi_audit.train.seeding import seeded
 
 VERSION = 1
 FEWEST_PICTURES = 3  # of a public class that takes part in pre-training
@@ -142,12 +146,22 @@ def _trained(scene: Scene, epochs: int | None) -> PublicStart:
     return PublicStart(model.classifier.net.state_dict(), facts)
 
 
-def fresh_private_model(scene: Scene, start: PublicStart | None, seed: int) -> tuple[LoadedModel, dict[str, object]]:
-    """The architecture of the plan with a fresh head for the private classes, the rest from `start` if there is one."""
+def fresh_private_model(
+    scene: Scene, start: PublicStart | None, seed: int, parts: Parts
+) -> tuple[LoadedModel, dict[str, object]]:
+    """The architecture of the plan as the defenses change it, with a fresh head, the rest from `start` if there is one.
+
+    The changes come before the public weights, so that what they add stays fresh and what they keep is loaded.
+    """
     net, classes = scene.model.classifier, scene.splits.train.classes
     model = new_model(
         scene.model.arch, num_classes=len(classes), channels=net.channels, size=net.size, mean=net.mean_values,
         std=net.std_values, seed=seed,
     )  # fmt: skip
+    example = model.classifier.prepare(scene.splits.train.images(slice(0, 2), "cpu"))
+    freeze(model.classifier, parts, scene.splits.train.images(slice(0, 2), "cpu"))  # edits may spare what is frozen
+    with seeded("cpu", seed, "edits"):
+        for part in parts.values():
+            model = model.edited(part.edits(model.classifier.net, example))
     facts: dict[str, object] = start.copy_into(model.classifier) if start else {"source": "fresh weights"}
     return replace(model, class_names=classes), facts

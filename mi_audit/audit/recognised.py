@@ -11,7 +11,7 @@ from mi_audit.audit.strangers import Seating
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.report import Quantity
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.classifier import accuracy
+from mi_audit.train.accuracy import accuracy
 
 GIVE = "give --counterfactual MODEL, trained by you without the attacked people"
 WORSE = 0.10  # accuracy below the model under audit from which the floor is in doubt

@@ -30,7 +30,7 @@ def attacks() -> Mapping[str, type[Attack[Any, Any]]]:
 @cache
 def defenses() -> Mapping[str, type[Defense]]:
     """Every defense, by command-line name."""
-    return _found(Defense, "defenses")  # type: ignore[type-abstract]
+    return _found(Defense, "defenses")
 
 
 @cache

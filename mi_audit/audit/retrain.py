@@ -1,21 +1,22 @@
 """Training on private images from a public start: defended models, their undefended twins, counterfactual targets."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from torch import nn
-
+from mi_audit.audit.composition import Composition
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
-from mi_audit.core.defense import Defense
-from mi_audit.nn.classifier import Classifier
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
-from mi_audit.train.classifier import Recipe, accuracy, cross_entropy, fit
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.classifier import Fit
+from mi_audit.train.defended import DefendedFit, fit_defended, freeze
+from mi_audit.train.recipe import Recipe
 
-VERSION = 1  # raised when the same settings would train other weights
+VERSION = 2  # raised when the same settings would train other weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,14 +24,12 @@ class Retraining:
     """How one model is trained on private images.
 
     Attributes:
-        method: Name of the defense, `none` without one.
-        defense: The defense with its settings; None trains an undefended model.
+        composition: The defenses with their settings; none trains an undefended model.
         start: The public weights; None starts from fresh ones.
         recipe: Epochs, learning rate and the like.
     """
 
-    method: str
-    defense: Defense | None
+    composition: Composition
     start: PublicStart | None
     recipe: Recipe
 
@@ -60,26 +59,70 @@ def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -
     key = _key(scene, how, seed)
     if scene.plan.fresh or _kept(file) != key:
         scene.progress.stage(f"Training the {kind} model, seed {seed} ({how.recipe.epochs} epochs)")
-        model, init = fresh_private_model(scene, how.start, seed)
         with scene.clock.stage(f"train {kind}"):
-            model, cut, val = fit_private(scene, model, how, seed, _unfinished(file, key))
-        manifest: dict[str, object] = {
-            "method": how.method,
-            "kind": "none" if how.defense is None else how.defense.kind,
-            "settings": {} if how.defense is None else as_settings(how.defense),
-            "resolved": cut,
-            "recipe": asdict(how.recipe),
-            "init": init,
-            "seed": seed,
-            "val_accuracy": val,
-            "test_accuracy": accuracy(model.classifier, scene.splits.test, scene.device).value,
-            "adaptive_attack": "" if how.defense is None else how.defense.adaptive,
-        }
-        save_model(file, model, {"defense": manifest, "key": key})
+            made = fit_private(scene, how, seed, how.recipe, _unfinished(file, key))
+        save_model(file, made.model, {"defense": _about(scene, how, made, seed), "key": key})
         for left in file.parent.glob(_unfinished(file, "*").name):  # by settings that were given up
             left.unlink()
     own_code = scene.model.arch if scene.model.arch.startswith("py:") else None  # the user named it, no file did
     return load_model(str(file), arch=own_code, device=scene.device)
+
+
+class Trained(NamedTuple):
+    """A model that learned, what the defenses decided about it, and where its weights came from."""
+
+    model: LoadedModel
+    fit: DefendedFit
+    frozen: dict[str, dict[str, object]]
+    init: dict[str, object]
+
+
+def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkpoint: Path | None) -> Trained:
+    """Train a fresh model with `recipe`: architecture edited, public weights loaded, layers frozen, then all phases.
+
+    Raises:
+        ConfigError: A defense does not fit the architecture, or changes a part of it that another one freezes.
+    """
+    parts = how.composition.parts
+    model, init = fresh_private_model(scene, how.start, seed, parts)
+    net = model.classifier.to(scene.device)
+    frozen = freeze(net, parts, scene.splits.train.images(slice(0, 2), scene.device))
+    for name, facts in frozen.items():
+        scene.progress.note(f"{name}: {facts['summary']}")
+    fitted = fit_defended(
+        net, scene.splits.train, scene.splits.val, recipe, parts, seed=seed, device=scene.device,
+        on_step=scene.progress.step, checkpoint=checkpoint,
+    )  # fmt: skip
+    for name, part in parts.items():
+        lacking = part.shortfall(fitted.notes(name))
+        if lacking:
+            scene.warn(f"{name}, seed {seed}: {lacking}")
+    return Trained(model, fitted, frozen, init)
+
+
+def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str, object]:
+    """What the manifest says about a training."""
+    composition = how.composition
+    return {
+        "method": composition.method,
+        "kind": composition.kind,
+        "settings": {name: as_settings(part) for name, part in composition.parts.items()},
+        "resolved": made.frozen,
+        "doubts": list(composition.doubts),
+        "recipe": asdict(how.recipe),
+        "phases": {name: _course(fit) for name, fit in made.fit.phases},
+        "init": made.init,
+        "seed": seed,
+        "val_accuracy": made.fit.val_accuracy,
+        "test_accuracy": accuracy(made.model.classifier, scene.splits.test, scene.device).value,
+        "adaptive_attack": composition.adaptive,
+    }
+
+
+def _course(fit: Fit) -> dict[str, object]:
+    """The epoch that a phase kept, what its parts of the loss came to there, and what else is to be told of it."""
+    notes = fit.history[fit.epoch - 1].notes if fit.history else {}
+    return {"kept_epoch": fit.epoch, **({"loss": dict(notes)} if notes else {}), **fit.facts}
 
 
 def _key(scene: Scene, how: Retraining, seed: int) -> str:
@@ -87,7 +130,8 @@ def _key(scene: Scene, how: Retraining, seed: int) -> str:
     net, train, val = scene.model.classifier, scene.splits.train, scene.splits.val
     return digest(
         "retrained", VERSION, scene.model.arch, net.size, net.channels, net.mean_values, net.std_values, scene.size,
-        train.fingerprint, val.fingerprint, train.classes, how.method, as_settings(how.defense) if how.defense else {},
+        train.fingerprint, val.fingerprint, train.classes,
+        {name: as_settings(part) for name, part in how.composition.parts.items()},
         {**asdict(how.recipe), "precision": ""}, how.start.facts["sha256"] if how.start else "", seed,
     )  # fmt: skip
 
@@ -103,22 +147,3 @@ def _kept(file: Path) -> str:
 def _unfinished(file: Path, key: str) -> Path:
     """Where an unfinished training for `file` is kept; with another key it is another training."""
     return file.with_name(f"{file.stem}-{key[:16]}.checkpoint")
-
-
-def fit_private(
-    scene: Scene, model: LoadedModel, how: Retraining, seed: int, checkpoint: Path | None
-) -> tuple[LoadedModel, dict[str, object], float | None]:
-    """Train `model`; also what the defense decided about it, and the validation accuracy."""
-    net: nn.Module = model.classifier.to(scene.device)
-    cut: dict[str, object] = {}
-    if how.defense is not None:
-        net, cut = how.defense.prepare(net, scene.splits.train.images(slice(0, 2), scene.device))
-        scene.progress.note(f"{how.method}: {cut.get('summary', 'prepared')}")
-    done = fit(
-        net, scene.splits.train, scene.splits.val, how.recipe, seed=seed, device=scene.device,
-        loss=cross_entropy if how.defense is None else how.defense.loss, on_step=scene.progress.step,
-        checkpoint=checkpoint,
-    )  # fmt: skip
-    net = net if how.defense is None else how.defense.finish(net)
-    assert isinstance(net, Classifier)  # defenses change what is inside, not the wrapper that owns the input
-    return replace(model, classifier=net), cut, done.val_accuracy

@@ -261,7 +261,7 @@ def template() -> str:
 _OPEN_TABLES = (
     "# [attacks.gmi]                               # settings of one attack; see `mi-audit info gmi`",
     "# [priors.gmi-gan]                            # settings of one prior; see `mi-audit info gmi-gan`",
-    "# [defend.settings]                           # settings of the defense; see `mi-audit info tldmi`",
+    "# [defend.settings.bido]                      # settings of one defense; see `mi-audit info bido`",
     "",
     "# [[gate]]                                    # a condition on which `mi-audit` exits with 1; any number of them",
     '# id = "MI001"',

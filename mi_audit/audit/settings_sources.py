@@ -2,15 +2,18 @@
 
 import difflib
 import os
+import pkgutil
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from mi_audit import defenses
 from mi_audit.audit.settings_gate import RuleTable, WaiverTable
 from mi_audit.audit.settings_tables import OPEN, Settings, describe, flag_of, leaves, variable_of
 from mi_audit.core.errors import ConfigError
@@ -102,7 +105,7 @@ def from_flags(flags: Mapping[Key, object], assignments: Iterable[str] = ()) -> 
     given: dict[Key, object] = {}
     for text in assignments:
         name, equals, value = text.partition("=")
-        key = tuple(name.strip().split("."))
+        key = _spelt_out(tuple(name.strip().split(".")))
         if not equals or len(key) < 2:
             raise ConfigError(
                 f"expected --set TABLE.KEY=VALUE, got {text!r}; write for example --set attacks.gmi.steps=300"
@@ -196,6 +199,13 @@ def _flat(tree: Mapping[str, object], start: Key = ()) -> Iterator[tuple[Key, ob
             yield from _flat(value, (*start, name))
         else:
             yield (*start, name), value
+
+
+def _spelt_out(key: Key) -> Key:
+    """`bido.eps` is short for `defend.settings.bido.eps`; the names are those of files, so that nothing is imported."""
+    files = {info.name.replace("_", "-") for info in pkgutil.iter_modules(defenses.__path__)}
+    known = files | {point.name for point in entry_points(group="mi_audit.defenses")}
+    return ("defend", "settings", *key) if key[0] in known else key
 
 
 def _is_open(key: Key) -> bool:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from mi_audit.audit.settings_gate import BaselineTable, DecisionTable, Rules, WaiverTable
-from mi_audit.audit.settings_kinds import Count, Numbers, Portion, Rate, Table, Whole, Words
+from mi_audit.audit.settings_kinds import Count, Numbers, Portion, Rate, Share, Table, Whole, Words
 
 Open = Mapping[str, Mapping[str, object]]
 
@@ -152,7 +152,7 @@ class RunTable(Table):
 class DefendTable(Table):
     """How `mi-audit defend` retrains."""
 
-    method: str = Field(default="tldmi", description="name of the defense")
+    method: str = Field(default="tldmi", description="name of the defense, or several: tldmi+bido")
     freeze: str | None = Field(
         default=None,
         description="what stays as pre-trained: 80%, params:80%, stage:3, module:NAME, none",
@@ -168,7 +168,16 @@ class DefendTable(Table):
     save: Path | None = Field(
         default=None, description="copy the defended weights here", examples=["defended.safetensors"]
     )
-    settings: Mapping[str, object] = Field(default_factory=dict, description="hyper-parameters of the method")
+    settings: Mapping[str, object] = Field(default_factory=dict, description="hyper-parameters, by defense")
+    sweep: str | None = Field(
+        default=None,
+        description="repeat with every value of one setting and compare: freeze=0%,40%,80% or bido.lambda_x=0.01,0.05; "
+        "a name alone takes its usual values",
+        examples=["freeze=0%,40%,60%,80%,90%"],
+    )
+    tolerance: Share = Field(
+        default=2.0, description="points of test accuracy that the value recommended by a sweep may cost"
+    )
 
 
 class Settings(Table):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_audit.audit.adaptive import no_adaptive
 from mi_audit.audit.runner import averaging_of
 from mi_audit.audit.scene import Scene
 from mi_audit.core.attack import Attack
@@ -235,26 +236,6 @@ def type1_gap(attacks: Sequence[AttackResult], verifier: VerifierFacts | None) -
         None: "the verifier is too weak to tell: give a better --verifier",
     }[passed]
     return ValidityFlag(id="G5 TYPE1_GAP", passed=passed, detail=detail, clears=clears)
-
-
-def no_adaptive(
-    defenses: Sequence[Mapping[str, object]], builds: Mapping[str, Attack[Any, Any]], averaging: Averaging | None = None
-) -> ValidityFlag:
-    """G6: a defense is declared, and neither an attack nor an averaging of views that is known to undo it ran."""
-    declared = [defense for defense in defenses if defense and defense.get("method", "none") != "none"]
-    if not declared:
-        return ValidityFlag(id="G6 NO_ADAPTIVE", passed=True, detail="no defense is declared")
-    method, advice = str(declared[0].get("method")), str(declared[0].get("adaptive_attack") or "")
-    ran = [name for name, attack in builds.items() if method in attack.adaptive_to]
-    if averaging and method in averaging.adaptive_to:
-        ran.append(f"averaging over {averaging.count} views ({averaging.kind})")
-    detail = f"the model declares the defense {method}; "
-    return ValidityFlag(
-        id="G6 NO_ADAPTIVE",
-        passed=bool(ran),
-        detail=detail + (f"{', '.join(ran)} is adaptive to it" if ran else "no attack that ran is adaptive to it"),
-        clears="" if ran else f"run an attack that knows the defense{f': {advice}' if advice else ''}",
-    )
 
 
 def _gradient(target: TorchTarget, tried: Pilots) -> Tensor:

@@ -31,7 +31,8 @@ from mi_audit.nn.verification import (
 from mi_audit.store.files import digest
 from mi_audit.store.splits import split
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 
 VERSION = 1  # raised when the same settings would train another verifier
 SEED = 54321

@@ -10,10 +10,11 @@ from rich.table import Table
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.settings import plan_from_json, plan_of
 from mi_audit.cli.console import duration, watching
-from mi_audit.cli.finish import Reported, deliver, parse_reports
+from mi_audit.cli.finish import Reported, claim, deliver, parse_reports
 from mi_audit.cli.options import AllowPickle, DryRun, ExitZero, Fresh, Given, Json, Reports, takes_settings
 from mi_audit.cli.session import Session, current, emit_json, stdout
-from mi_audit.core.errors import ConfigError, StorageError
+from mi_audit.cli.sweep import show_sweep_estimate, sweep
+from mi_audit.core.errors import ConfigError
 
 
 @takes_settings("model", "data", "run", "gate", "baseline", "decision")
@@ -66,8 +67,10 @@ def defend(
     [bold]Examples[/bold]
 
       mi-audit defend model.safetensors --private data/private --public data/public --freeze 80%
+      mi-audit defend model.safetensors --method tldmi+bido --set bido.lambda_x=0.1
       mi-audit defend model.safetensors --pretrained timm:resnet18.a1_in1k --save defended.safetensors
       mi-audit defend model.safetensors --seeds 3 --fail-on 'attack_acc1 > 0.10'
+      mi-audit defend model.safetensors --sweep freeze=0%,40%,60%,80%,90%
     """
     del as_json
     wanted = parse_reports(reports)
@@ -176,6 +179,9 @@ def known_attacks() -> dict[str, frozenset[str]]:
 
 def run(session: Session, plan: Plan, kind: str, reports: Reported, *, exit_zero: bool) -> None:
     """Run a plan under progress bars and deliver the result."""
+    if kind == "defend" and plan.defend.sweep is not None:
+        sweep(session, plan, reports, exit_zero=exit_zero)
+        return
     from mi_audit.audit.attack import run_attack
     from mi_audit.audit.defend import run_defense
     from mi_audit.audit.scene import run_folder_path
@@ -186,25 +192,13 @@ def run(session: Session, plan: Plan, kind: str, reports: Reported, *, exit_zero
     deliver(session, result, session.run, reports, exit_zero=exit_zero, images=plan.images == "local")
 
 
-def claim(folder: Path) -> Path:
-    """`folder`, once it is known that a run can be written there.
-
-    Raises:
-        ConfigError: It cannot be written, holds something else, or is in use.
-    """
-    from mi_audit.store.runs import RunFolder
-
-    try:
-        RunFolder(folder).close()
-    except StorageError as error:
-        raise ConfigError(f"{error}; or choose another --out") from error
-    return folder
-
-
 def show_estimate(session: Session, plan: Plan, kind: str) -> None:
     """Print what would run, and how long it would take."""
     from mi_audit.audit.estimate import estimate
 
+    if kind == "defend" and plan.defend.sweep is not None:
+        show_sweep_estimate(session, plan)
+        return
     with watching(session) as progress:
         found = estimate(plan, kind, progress)
     if session.json:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import typer
 
 from mi_audit.cli.session import Session, current, emit, say, stdout
-from mi_audit.core.errors import ConfigError
+from mi_audit.core.errors import ConfigError, StorageError
 from mi_audit.core.report import AuditReport, Comparison
 
 Format = Literal["html", "markdown", "json", "text", "junit", "sarif", "github", "model-card"]
@@ -45,6 +45,21 @@ def known_format(kind: str) -> Format:
         if kind == known:
             return known
     raise ConfigError(f"expected a format of {', '.join(get_args(Format))}, got {kind!r}; choose one of them")
+
+
+def claim(folder: Path) -> Path:
+    """`folder`, once it is known that a run can be written there.
+
+    Raises:
+        ConfigError: It cannot be written, holds something else, or is in use.
+    """
+    from mi_audit.store.runs import RunFolder
+
+    try:
+        RunFolder(folder).close()
+    except StorageError as error:
+        raise ConfigError(f"{error}; or choose another --out") from error
+    return folder
 
 
 def render(result: Result, kind: Format, folder: Path | None, *, images: bool = True, names: bool = True) -> str:

@@ -1,6 +1,6 @@
 """`list`, `info`, `inspect`, `doctor`: what there is, and whether it works here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ from mi_audit.core.errors import ConfigError, NothingToAudit
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "attacks": ("name", "access", "prior", "cite", "summary"),
-    "defenses": ("name", "kind", "cite", "summary"),
+    "defenses": ("name", "kind", "summary"),
     "metrics": ("name", "unit", "summary"),
     "priors": ("name", "cite", "summary"),
 }
@@ -98,7 +98,9 @@ def _facts(entry: Mapping[str, Any]) -> Table:
         "knowledge",
         "makes",
         "kind",
+        "slots",
         "adaptive",
+        "not with",
         "measures",
         "unit",
         "cost",
@@ -136,24 +138,30 @@ def inspect(
     given: Given,
     as_json: Json = False,
     allow_pickle: AllowPickle = False,
+    skips: Annotated[
+        bool, typer.Option("--skips", help="Show the skip connections, and what rolss and ssf would set.")
+    ] = False,
 ) -> None:
     """Show what would be loaded from a model, and where every fact about it came from.
 
     [bold]Examples[/bold]
 
       mi-audit inspect model.safetensors
+      mi-audit inspect torchvision:resnet18 --skips
       mi-audit inspect weights.pt --arch timm:resnet18 --json
     """
     model = given.resolve().settings.model
     if model.ref is None:
         raise ConfigError("expected a model to inspect, got none; give MODEL, or ref under [model] in mi-audit.toml")
-    from mi_audit.audit.inspect import inspect_model
+    from mi_audit.audit.inspect import SURGERY, inspect_model, inspect_skips
 
     found = inspect_model(model.ref, **model.model_dump(exclude={"ref"}), allow_pickle=allow_pickle)
+    if skips:
+        found["skips"] = inspect_skips(found)
     if as_json:
         emit_json(found)
     else:
-        stdout().print(_inspected(found))
+        stdout().print(_skips_table(found["skips"], SURGERY) if skips else _inspected(found))
         for problem in found["problems"]:
             say(problem, "problem", "yellow")
     raise typer.Exit(NothingToAudit.exit_code if found["file"] and found["problems"] else 0)
@@ -175,6 +183,25 @@ def _inspected(found: Mapping[str, Any]) -> Table:
             table.add_row(key, Text(_plain(fact["value"])), Text(str(fact["origin"])))
     for other in found.get("alternatives", ()):
         table.add_row("or", Text(str(other)), "same tensors")
+    return table
+
+
+def _skips_table(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Table:
+    """A row per skip connection; what a defense would change stands out."""
+    changed = [f"{method} {sum(row[method] != 1 for row in rows)}" for method in methods]
+    caption = Text(f"{len(rows)} skip connections; changed by {', '.join(changed)}")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold dim", pad_edge=False, caption=caption)
+    numbers = ("stage", "positions", "now", *methods)
+    for column in ("skip connection", "block", "kind", *numbers):
+        table.add_column(
+            column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=column in numbers
+        )
+    for row in rows:
+        facts = (row[key] for key in ("name", "block_class", "kind", "stage", "resolution"))
+        factors = (
+            Text(f"{row[key]:g}", style="bold yellow" if row[key] != 1 else "dim") for key in ("factor", *methods)
+        )
+        table.add_row(*(Text(str(fact)) for fact in facts), *factors)
     return table
 
 

@@ -28,7 +28,6 @@ class Attack(ABC, Generic[Sees, Knows]):
         prior: Name of the recipe whose prior the attack was published with.
         cost: One line on the work per final image under the published defaults.
         deviations: Where this differs from the published code, and why; printed by `mi-audit info`.
-        adaptive_to: Defenses it was designed to defeat, by command-line name.
         version: Raised whenever the same settings would give other images; part of the job id.
     """
 
@@ -38,7 +37,6 @@ class Attack(ABC, Generic[Sees, Knows]):
     prior: ClassVar[str]
     cost: ClassVar[str]
     deviations: ClassVar[tuple[str, ...]] = ()
-    adaptive_to: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
 
     @abstractmethod
@@ -55,6 +53,11 @@ class Attack(ABC, Generic[Sees, Knows]):
         """The access and the prior that the class header declares."""
         sees, knows = get_args(cls.__orig_bases__[0])  # type: ignore[attr-defined]
         return sees, get_origin(knows) or knows  # an AssistedPrior[...] is an AssistedPrior
+
+    @property
+    def adaptive_to(self) -> tuple[str, ...]:
+        """Defenses that these settings are known to get around, by command-line name."""
+        return ()
 
     @property
     def recipes(self) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
 """The contract of a defense: which slots of the training it fills, so that several compose over one trainer."""
 
 import enum
-from abc import ABC
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from mi_audit.core.paper import Paper
@@ -44,7 +45,7 @@ class Phase:
         name: What it is called in messages and in `Moment.phase`; `main` is taken.
         when: Before or after the main phase.
         epochs: Passes over the training images; those of a phase before come out of the main phase's.
-        recipe: Fields of the trainer's recipe that differ from the main phase's; `lr_factor` multiplies its rate.
+        recipe: Fields of the trainer's recipe that differ from the main phase's; without any, both share one schedule.
         keep: Which weights the phase ends with: those that did best on the validation images, or the last.
         part: Dotted name of the only module that trains; None trains all that is not frozen.
     """
@@ -104,11 +105,83 @@ class Term(NamedTuple):
     notes: Mapping[str, Scalar] = {}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What a stepper has to know of a training before its first step.
+
+    Attributes:
+        images: Training images.
+        largest_class: Images of the class that has most of them.
+        batch_size: Images in a step, on average.
+        epochs: Passes over the images.
+        seed: Of the training.
+    """
+
+    images: int
+    largest_class: int
+    batch_size: int
+    epochs: int
+    seed: int
+
+
+class Stepper(ABC):
+    """STEP: draws the batches and updates the weights in the place of the trainer.
+
+    The trainer makes it once model and optimiser are there, goes through `batches` in every epoch, transforms each
+    batch and hands it to `step`, and calls `close` whatever happened.
+
+    Attributes:
+        steps: Batches per epoch.
+    """
+
+    steps: int
+
+    @abstractmethod
+    def batches(
+        self, take: Callable[[Int64[Tensor, " b"], torch.Generator], tuple[Images, Labels]], epoch: int
+    ) -> Iterator[tuple[Images, Labels]]:
+        """The batches of an epoch, counted from 0; a batch may be empty.
+
+        Args:
+            take: The training images with these numbers and their labels, augmented by the generator, on the device.
+            epoch: Which; the same epoch has the same batches after a resume.
+        """
+
+    @abstractmethod
+    def step(self, images: Images, labels: Labels, objective: Callable[[Logits, Labels], Scalar]) -> Scalar:
+        """Update the weights.
+
+        Args:
+            images: A batch; changes of it must not have mixed images.
+            labels: Their classes.
+            objective: The loss, a mean over the batch of a loss per image; it is asked about one image at a time.
+
+        Returns:
+            The loss of the batch before the update, detached.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What the following epochs depend on besides weights and optimiser."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to `state`."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, object]:
+        """What was done so far, in plain values with a `summary`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take everything off model and optimiser that was put there."""
+
+
 class Defense(ABC):
     """A frozen dataclass of hyper-parameters. The trainer owns the loop; a defense fills the slots it declares.
 
-    The order is: `edits`, public weights loaded, `freeze_layers`, `companion`; then in every step `transform`, one forward
-    pass, `objective`, `term`.
+    The order is: `edits`, public weights loaded, `freeze_layers`, `companion`; then in every step `transform`, one
+    forward pass, `objective`, `term`.
 
     Attributes:
         paper: The publication of the method.
@@ -118,6 +191,8 @@ class Defense(ABC):
         slots: What it fills; a method of a slot that is not declared is not called.
         needs_public_init: True when the network must start from weights trained on public images.
         deviations: What differs from the published code, and why.
+        excludes: Defenses it cannot be combined with, by command-line name, each with the reason.
+        untested: Defenses with which it has no published combination and a doubt, each with the doubt.
         images_per_class: Number of pictures per class in a batch when batches must be balanced; None draws at random.
     """
 
@@ -127,7 +202,9 @@ class Defense(ABC):
     adaptive: ClassVar[str]
     slots: ClassVar[frozenset[Slot]]
     needs_public_init: ClassVar[bool] = False
-    deviations: ClassVar[str] = ""
+    deviations: ClassVar[tuple[str, ...]] = ()
+    excludes: ClassVar[Mapping[str, str]] = {}
+    untested: ClassVar[Mapping[str, str]] = {}
 
     @property
     def images_per_class(self) -> int | None:
@@ -156,15 +233,35 @@ class Defense(ABC):
 
     def enter(self, model: nn.Module, phase: str) -> None:
         """PHASE: called when a phase begins or is resumed."""
+        del model, phase
 
     def phases(self) -> Sequence[Phase]:
         """PHASE: parts of the training besides the main one."""
         return ()
 
+    def in_force(self, epoch: int, epochs: int) -> bool:
+        """LOSS: whether weights of an epoch of the main phase, from 0, carry the whole defense; others are not kept."""
+        del epoch, epochs
+        return True
+
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """Why the training may not have done what it is for; empty when nothing speaks against it.
+
+        Args:
+            notes: Means over the last epoch in which it gave any, by the names that `term` gave them.
+        """
+        del notes
+        return ""
+
     def transform(self, images: Images, labels: Labels, moment: Moment) -> Images:
         """DATA: change the training images, in [0, 1], after augmentation."""
         del labels, moment
         return images
+
+    def stepper(self, model: nn.Module, optimiser: torch.optim.Optimizer, training: Training) -> Stepper | None:
+        """STEP: what draws the batches and updates the weights in the place of the trainer."""
+        del model, optimiser, training
+        return None
 
     def taps(self, model: nn.Module, example: Images) -> Sequence[str]:
         """TERM: dotted names of the modules of `model` whose outputs `term` needs."""

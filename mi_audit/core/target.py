@@ -4,6 +4,7 @@ import copy
 import enum
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -108,23 +109,39 @@ class TorchTarget(WhiteBoxTarget):
         model: Maps images in [0, 1] to logits; it owns its resize and normalisation.
         num_classes: Number of logits.
         head: The last linear layer of `model`, whose input are the features.
+        answer: What an API makes of the logits before it releases them; softmax by default. Who holds the weights
+            reads the logits, so only `scores` and `labels` go through it.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, head: nn.Module, ledger: QueryLedger | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        head: nn.Module,
+        ledger: QueryLedger | None = None,
+        answer: Callable[[Logits], Scores] | None = None,
+    ) -> None:
         self.num_classes = num_classes
         self.ledger = ledger or QueryLedger()
         self._head = head
+        self._answer = answer
         self._model = model.eval().requires_grad_(False)
 
     def labels(self, images: Images) -> Labels:
         self.ledger.charge(Access.LABEL_ONLY, len(images))
         with torch.no_grad():
-            return self._model(images).argmax(dim=1)
+            logits = self._model(images)
+            if self._answer is None:
+                return logits.argmax(dim=1)
+            released = self._answer(logits)
+            best = released == released.amax(dim=1, keepdim=True)  # the logits decide between equal scores
+            return logits.masked_fill(~best, -torch.inf).argmax(dim=1)
 
     def scores(self, images: Images) -> Scores:
         self.ledger.charge(Access.SCORE, len(images))
         with torch.no_grad():
-            return self._model(images).float().softmax(dim=1)
+            logits = self._model(images)
+            return logits.float().softmax(dim=1) if self._answer is None else self._answer(logits)
 
     def logits(self, images: Images) -> Logits:
         self.ledger.charge(Access.WHITE_BOX, len(images))

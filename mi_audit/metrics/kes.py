@@ -14,7 +14,8 @@ from mi_audit.core.metric import Evidence, Metric
 from mi_audit.core.report import ClassValue, Measurement
 from mi_audit.nn.intervals import TOO_FEW, by_class, share_interval, tables
 from mi_audit.store.targets import new_model
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 
 BATCH = 256
 BUILDABLE = ("built-in:", "timm:", "torchvision:")

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images
+from mi_audit.nn.heads import Head
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 OPERATORS = (nn.Linear, _ConvNd)
@@ -50,7 +51,7 @@ class Anatomy:
 
     Attributes:
         units: In execution order; layers before the first belong to it, layers after the last and the head to none.
-        head: Dotted name of the last linear layer or convolution that ran.
+        head: Dotted name of the last linear layer or convolution that ran, or of the `heads.Head` that it is part of.
         trunk: Dotted name of the lowest module that contains all units.
         calls: Every module that ran.
         moments: Tick at which each parameter is first used; infinite when it is not.
@@ -89,6 +90,8 @@ def dissect(model: nn.Module, example: Images) -> Anatomy:
         raise ConfigError(
             f"expected a network with a linear layer or a convolution, got {type(model).__name__} without"
         )
+    head = next((n for n in _ancestors(operators[-1]) if isinstance(modules[n], Head)), operators[-1])
+    operators = [name for name in operators[:-1] if head not in _ancestors(name)] + operators[-1:]
     ends = _blocks(modules, calls, operators) or _operators(modules, calls, operators)
     moments = _moments(modules, calls, tuple(ends))
     members = _members(ends, moments)
@@ -96,7 +99,7 @@ def dissect(model: nn.Module, example: Images) -> Anatomy:
     found = tuple(
         Unit(name, type(modules[name]).__name__, members[name], _stage(name, trunk, calls[name].gave)) for name in ends
     )
-    return Anatomy(found, operators[-1], trunk, calls, moments)
+    return Anatomy(found, head, trunk, calls, moments)
 
 
 def _calls(model: nn.Module, modules: Mapping[str, nn.Module], example: Images) -> dict[str, Call]:

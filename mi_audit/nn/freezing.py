@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images
+from mi_audit.nn import skips
 from mi_audit.nn.anatomy import Anatomy, dissect
 
 GRAMMAR = "none | 80% | params:80% | stage:3 | module:<name> | index:<n> | linear-probe | auto[:<points>]"
@@ -126,6 +127,7 @@ def freeze(model: nn.Module, spec: str, example: Images) -> FreezeFacts:
     anatomy = dissect(model, example)
     frozen = _select(cut, model, anatomy)
     _refuse_useless(cut, anatomy, frozen)
+    skips.refuse_inside(model, frozen)
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     return _facts(cut, model, anatomy, frozen)
@@ -272,4 +274,4 @@ def _sizes(model: nn.Module) -> dict[str, int]:
 
 
 def _in_head(parameter: str, anatomy: Anatomy) -> bool:
-    return parameter.rpartition(".")[0] == anatomy.head
+    return parameter.startswith(f"{anatomy.head}.")

@@ -1,5 +1,7 @@
 """Which arithmetic a device is fast at."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -22,3 +24,15 @@ def autocast(device: str, precision: Precision) -> torch.autocast:
     """Mixed bfloat16 when asked for, or when `auto` finds it native on `device`; otherwise single precision."""
     mixed = precision == "bf16" or (precision == "auto" and has_native_bf16(device))
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=mixed)
+
+
+@contextmanager
+def single(device: str) -> Iterator[None]:
+    """True single precision inside, for differences below 1e-3: no autocast, no convolutions with TF32's ten bits."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with autocast(device, "32"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed

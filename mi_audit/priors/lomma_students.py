@@ -20,7 +20,8 @@ from mi_audit.nn.classifier import Classifier
 from mi_audit.store.architectures import build, complete_name
 from mi_audit.store.references import published
 from mi_audit.train import checkpoint as checkpoints
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded, stream
 
 PUBLISHED = ("timm:efficientnet_b0", "timm:efficientnet_b1", "timm:efficientnet_b2")

@@ -78,7 +78,7 @@ def _nameless(report: AuditReport) -> AuditReport:
 
 @cache
 def environment() -> "Environment":
-    """The templates of all pages."""
+    """The templates, with what all of them call."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     page = Environment(

@@ -22,6 +22,7 @@ class Declared:
 
     Attributes:
         order: Output of the network for each class of the data.
+        edits: Changes of the architecture that a defense made, in the order in which to repeat them.
         origins: Where each fact that is not None came from.
     """
 
@@ -36,6 +37,7 @@ class Declared:
     logits_index: int | None = None
     model_kwargs: Mapping[str, object] | None = None
     defense: Mapping[str, object] | None = None
+    edits: tuple[Mapping[str, object], ...] | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -126,6 +128,7 @@ def _facts(content: Mapping[str, Any]) -> dict[str, object]:
         "logits_index": _whole(content.get("logits_index")),
         "model_kwargs": dict(kwargs) if kwargs else None,
         "defense": dict(content["defense"]) if content.get("defense") else None,
+        "edits": tuple(dict(edit) for edit in content["edits"]) if content.get("edits") else None,
     }
 
 

@@ -1,6 +1,6 @@
 """Any classifier, loaded safely: which network, which weights, which input; each fact with where it came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mi_audit.core.errors import TargetError
+from mi_audit.core.defense import Edit
+from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.target import QueryLedger, TorchTarget
+from mi_audit.nn import edits as surgery
 from mi_audit.nn.classifier import Classifier
+from mi_audit.nn.output_rules import answer
 from mi_audit.store.architectures import build, complete_name, defaults, load_strictly, seeded
 from mi_audit.store.checkpoints import open_checkpoint
 from mi_audit.store.files import write_atomic
@@ -38,6 +41,7 @@ class LoadedModel:
             is known.
         alternatives: Other architectures that hold the same tensors and compute something else.
         model_kwargs: Arguments of the architecture's factory.
+        edits: What a defense changed in the architecture, to be repeated on a fresh network.
     """
 
     classifier: Classifier
@@ -51,14 +55,23 @@ class LoadedModel:
     class_order: str = "as given"
     alternatives: tuple[str, ...] = ()
     model_kwargs: dict[str, object] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
 
     def target(self, ledger: QueryLedger | None = None) -> TorchTarget:
         """The network as attacks see it; frozen and in eval mode from here on."""
-        return TorchTarget(self.classifier, self.classifier.num_classes, self.classifier.head, ledger)
+        return TorchTarget(
+            self.classifier, self.classifier.num_classes, self.classifier.head, ledger, answer(self.edits)
+        )
 
     def with_input(self, **changes: Any) -> "LoadedModel":  # noqa: ANN401
         """The same weights behind another `size`, `mean`, `std` or `order`."""
         return replace(self, classifier=_wrap(self.classifier.net, {**_input_of(self.classifier), **changes}))
+
+    def edited(self, edits: Sequence[Edit]) -> "LoadedModel":
+        """The network changed by `edits`, in place, behind the same input; their new layers have fresh weights."""
+        surgery.apply(self.classifier.net, edits, self.edits)
+        changed = _wrap(self.classifier.net, _input_of(self.classifier))
+        return replace(self, classifier=changed, edits=(*self.edits, *edits))
 
     def as_arch(self, arch: str) -> "LoadedModel":
         """The same weights in another architecture that holds the same tensors."""
@@ -66,6 +79,7 @@ class LoadedModel:
         published = defaults(arch)
         size = old.size if "size" in self.explicit else published.size or old.size
         net = _fresh(arch, old.num_classes, old.channels, size, self.model_kwargs, seed=0)
+        surgery.apply(net, self.edits)
         load_strictly(net, old.net.state_dict(), arch, self.ref)
         settings = {**_input_of(old), "size": size}
         if "mean" not in self.explicit and published.mean and published.std:
@@ -105,6 +119,7 @@ def load_model(
     else:
         checkpoint = open_checkpoint(locate(ref), allow_pickle=allow_pickle)
         known = beside(checkpoint.path).over(within(checkpoint.metadata, str(checkpoint.path)))
+        _check_seal(known, checkpoint.tensors, ref)
         declared, alternatives = resolve(flags.over(known), _shapes(checkpoint.tensors), ref)
         net = _fitting(declared, checkpoint.tensors, ref)
         origin = "; ".join((checkpoint.format, *checkpoint.notes))
@@ -176,7 +191,8 @@ def manifest(model: LoadedModel, facts: Mapping[str, object]) -> dict[str, objec
         **MARK, "arch": model.arch, "num_classes": net.num_classes, "channels": net.channels, "size": net.size,
         "mean": list(net.mean_values), "std": list(net.std_values), "order": list(net.order) if net.order else None,
         "logits_index": net.logits_index, "class_names": list(model.class_names), "model_kwargs": model.model_kwargs,
-        "defense": model.defense, "sha256": model.sha256, "facts": dict(facts),
+        "defense": model.defense, "edits": [dict(edit) for edit in model.edits],
+        "sha256": model.sha256, "facts": dict(facts),
     }  # fmt: skip
 
 
@@ -228,13 +244,30 @@ def _assemble(
         class_order="as given" if declared.order else class_order,
         alternatives=alternatives,
         model_kwargs=dict(declared.model_kwargs or {}),
+        edits=declared.edits or (),
     )
+
+
+def _check_seal(known: Declared, tensors: Mapping[str, Tensor], ref: str) -> None:
+    """Refuse weights whose architecture was edited when their manifest, which says how, is missing or another's."""
+    sealed, structural = tensors.get(surgery.SEAL), surgery.structural(known.edits or ())
+    if sealed is None and not structural:
+        return
+    if sealed is None or not structural or not torch.equal(sealed.cpu(), surgery.seal(structural)):
+        raise TargetError(
+            f"expected the manifest of {ref}, whose network was changed by a defense, got "
+            f"{'another one' if structural else 'none'}; keep the .safetensors as written, or the .json beside it"
+        )
 
 
 def _fitting(declared: Declared, tensors: Mapping[str, Tensor], ref: str) -> nn.Module:
     arch, channels = str(declared.arch), declared.channels or 3
     # The number of classes may be unknown only for own code that has it fixed; the factory is then called without it.
     net = _fresh(arch, declared.num_classes or 1, channels, declared.size, declared.model_kwargs or {}, seed=0)
+    try:
+        surgery.apply(net, declared.edits or ())
+    except ConfigError as error:
+        raise TargetError(f"{error} ({ref})") from error
     load_strictly(net, tensors, arch, ref)
     return net
 

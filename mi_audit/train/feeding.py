@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mi_audit.core.dataset import Dataset
+from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images, Labels
 from mi_audit.train.augment import DRAWS, Augmentation, augment
 from mi_audit.train.seeding import stream
@@ -23,7 +25,8 @@ class Batch(NamedTuple):
 class Feed:
     """Shuffles and augments `data` on the device; the length is the number of batches per epoch.
 
-    A last batch of a single image is left out, for batch norms, unless it is the only one.
+    A last batch of a single image is left out, for batch norms, unless it is the only one. Balanced by class or not, an
+    epoch has the same batches, each of the same size, and serves every image once.
 
     Args:
         data: What to serve; it moves to the device when it takes less than a quarter of the free memory there.
@@ -32,6 +35,13 @@ class Feed:
         layout: Memory layout of the images.
         seed: Of order and augmentation.
         device: Where the batches are wanted.
+        images_per_class: K for batches of `batch_size / K` classes with K images each; None shuffles all images. A
+            class whose size is no multiple of K comes in near-equal groups of about K, none of its images twice or
+            left out; a batch border may then cut a group. Where classes are too few, a batch holds several groups of
+            one class.
+
+    Raises:
+        ConfigError: Two groups of `images_per_class` do not fit into a batch.
     """
 
     def __init__(
@@ -42,7 +52,14 @@ class Feed:
         layout: torch.memory_format,
         seed: int,
         device: str,
+        images_per_class: int | None = None,
     ) -> None:
+        if images_per_class is not None and not 1 <= images_per_class <= batch_size // 2:
+            raise ConfigError(
+                f"expected from 1 to {batch_size // 2} images per class in a batch of {batch_size}, "
+                f"got {images_per_class}; lower it or raise the batch size"
+            )
+        self.images_per_class, self.classes = images_per_class, data.labels
         self.count, self.seed, self.device = len(data), seed, device
         self.augmentation: Augmentation = augmentation
         self.layout = layout
@@ -56,13 +73,44 @@ class Feed:
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0."""
         rng = stream(self.seed, "epoch", number)
-        order = torch.randperm(self.count, generator=rng).to(self.pixels.device)
+        order = torch.randperm(self.count, generator=rng)
+        if self.images_per_class is not None:
+            order = balanced(order, self.classes, self.images_per_class, rng)
+        order = order.to(self.pixels.device)
         uniform = torch.rand(self.count, DRAWS, generator=rng).to(self.device)
         for rows in self.slices:
-            pixels = self.pixels[order[rows]].to(self.device, non_blocking=True)
-            images = augment(pixels.float() / 255, uniform[rows], self.augmentation)
-            labels = self.labels[order[rows]].to(self.device, non_blocking=True)
-            yield Batch(images.contiguous(memory_format=self.layout), labels, rows.stop)
+            yield Batch(*self._serve(order[rows], uniform[rows]), rows.stop)
+
+    def take(self, rows: Labels, rng: torch.Generator) -> tuple[Images, Labels]:
+        """The images with these numbers, augmented by `rng`, for whoever draws the batches in our place."""
+        return self._serve(rows.to(self.pixels.device), torch.rand(len(rows), DRAWS, generator=rng).to(self.device))
+
+    def _serve(self, rows: Labels, uniform: Float[Tensor, "b 6"]) -> tuple[Images, Labels]:
+        pixels = self.pixels[rows].to(self.device, non_blocking=True)
+        images = augment(pixels.float() / 255, uniform, self.augmentation)
+        labels = self.labels[rows].to(self.device, non_blocking=True)
+        return images.contiguous(memory_format=self.layout), labels
+
+
+def balanced(order: Labels, classes: Labels, size: int, rng: torch.Generator) -> Labels:
+    """`order` rearranged so that images of one class stand together in groups of about `size`.
+
+    The groups of a class lie at equal distances over the whole order, so that neighbours are of different classes and
+    large classes are not left over for the end.
+
+    Args:
+        order: Rows in random order; it decides which images of a class share a group.
+        classes: Class of every row.
+        size: Images per group.
+        rng: Of the place of each class; on the CPU, as all tensors are.
+    """
+    order = order[classes[order].argsort(stable=True)]
+    label, counts = classes[order], classes.bincount()
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[label]  # within the class
+    groups = ((2 * counts + size) // (2 * size)).clamp_min(1)[label]  # counts / size, rounded
+    group = place * groups // counts[label]
+    phase = torch.rand(len(counts), generator=rng, dtype=torch.float64)
+    return order[((group + phase[label]) / groups).argsort(stable=True)]
 
 
 def _resident(data: Dataset, device: str) -> tuple[Tensor, Tensor]:

@@ -184,3 +184,8 @@ def test_ships_the_published_settings():
     assert (published.lr, published.momentum, published.clip) == (0.02, 0.9, 1.0)
     assert (published.identity_weight, published.feature_weight, published.critic_weight) == (100, 1, 1)
     assert (published.loss, published.augment, published.feature_draw) == ("logit", True, False)
+
+
+def test_logits_and_students_get_around_defenses_that_spoil_gradients():
+    assert LOMMA().adaptive_to == ("negls", "rolss", "ssf", "tts")
+    assert LOMMA(augment=False).adaptive_to == LOMMA(loss="cross-entropy").adaptive_to == ()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mi_audit.audit import counterfactual as module
-from mi_audit.audit import pretrain, registry, retrain
+from mi_audit.audit import pretrain, registry
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.counterfactual import (
     Counterfactual,
@@ -29,7 +29,8 @@ from mi_audit.core.report import AuditReport
 from mi_audit.store.datasets import load_splits
 from mi_audit.store.results import read_result
 from mi_audit.store.targets import load_model, new_model, save_model
-from mi_audit.train.classifier import Recipe
+from mi_audit.train import defended
+from mi_audit.train.recipe import Recipe
 from tests.audit.test_control import result
 from tests.audit.test_decisions import PPA, Contaminated
 from tests.world import defend_plan, digit_plan
@@ -53,7 +54,7 @@ def hashes(*pixels: torch.Tensor) -> set[str]:
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory):
     """A run with a cache of its own, and everything that any trainer of the control was given."""
     folder, given, patch = tmp_path_factory.mktemp("counterfactual"), [], pytest.MonkeyPatch()
-    for trainer in (retrain, pretrain):
+    for trainer in (defended, pretrain):
         patch.setattr(trainer, "fit", spied(trainer.fit, given))
     report = run_attack(counterfactual_plan(digits, folder / "run", folder / "cache", seeds=2))
     patch.undo()
@@ -95,7 +96,7 @@ def test_no_trainer_of_the_control_is_given_a_picture_of_an_attacked_person(run,
 
 def test_no_start_is_trained_on_a_public_copy_of_an_attacked_person(scene, monkeypatch):
     given: list[tuple[Dataset, Dataset, Recipe]] = []
-    for trainer in (retrain, pretrain):
+    for trainer in (defended, pretrain):
         monkeypatch.setattr(trainer, "fit", spied(trainer.fit, given))
     theirs = scene.splits.train.pixels[scene.splits.train.labels == 3][:30]
     public = replace(scene.public, pixels=scene.public.pixels.clone(), fingerprint="with copies")
@@ -157,7 +158,7 @@ def test_the_control_is_in_the_saved_report(run):
 def test_typed_again_nothing_is_trained_and_the_bytes_are_the_same(run, digits, monkeypatch):
     folder = run[0]
     before = (folder / "run/result.json").read_bytes()
-    monkeypatch.setattr(retrain, "fit", None)
+    monkeypatch.setattr(defended, "fit", None)
     monkeypatch.setattr(pretrain, "fit", None)
     run_attack(counterfactual_plan(digits, folder / "run", folder / "cache", seeds=2))
     assert (folder / "run/result.json").read_bytes() == before
@@ -165,7 +166,7 @@ def test_typed_again_nothing_is_trained_and_the_bytes_are_the_same(run, digits, 
 
 def test_another_choice_of_people_is_another_target(run, digits, monkeypatch):
     folder = run[0]
-    monkeypatch.setattr(retrain, "fit", None)
+    monkeypatch.setattr(defended, "fit", None)
     with pytest.raises(TypeError):  # trained anew, although the run folder is the same
         run_attack(counterfactual_plan(digits, folder / "run", folder / "cache", classes="1,3"))
 
@@ -180,10 +181,14 @@ def test_models_of_this_tool_are_retrained_by_their_own_recipe_and_defense(scene
 
 
 def test_a_defended_model_is_compared_with_one_of_the_same_defense(scene):
-    stated = {"method": "tldmi", "settings": {"freeze": "80%"}, "recipe": Recipe(epochs=1, precision="32").__dict__}
+    stated = {
+        "method": "tldmi",
+        "settings": {"tldmi": {"freeze": "80%"}},
+        "recipe": Recipe(epochs=1, precision="32").__dict__,
+    }
     found = made(replace(scene, model=replace(scene.model, defense=stated)))
     assert "with the defense tldmi without the 2 people to attack: 1 epochs" in found.note
-    assert found.targets[0][0].defense["settings"] == {"freeze": "80%"}
+    assert found.targets[0][0].defense["settings"] == {"tldmi": {"freeze": "80%"}}
 
 
 def own_network(num_classes: int) -> nn.Module:
@@ -210,7 +215,7 @@ def test_a_control_that_was_not_asked_for_costs_nothing(scene, monkeypatch):
 
 def test_a_sequential_run_trains_it_once_without_everybody_it_might_attack(run, digits, monkeypatch):
     folder, _, given = run[0], run[1], []
-    monkeypatch.setattr(retrain, "fit", spied(retrain.fit, given))
+    monkeypatch.setattr(defended, "fit", spied(defended.fit, given))
     decision = DecisionPlan(policy="audit-v1", tau=0.9, sequential=True)
     changes = {"classes": "all", "chunk": 3, "decision": decision, "metrics": ("attack-accuracy", "exposure")}
     changes["positive_control"] = False
@@ -321,7 +326,7 @@ def test_a_model_of_the_owner_takes_its_place(scene, tmp_path, monkeypatch):
     file = tmp_path / "other.safetensors"
     trained = made(planned(scene, defend=DefendPlan(epochs=8))).targets[0][0]
     save_model(file, trained, {})
-    monkeypatch.setattr(retrain, "fit", None)
+    monkeypatch.setattr(defended, "fit", None)
     given = planned(scene, counterfactual=str(file))
     found = made(given)
     assert found.targets[0][0].sha256 == load_model(str(file)).sha256
@@ -351,7 +356,7 @@ def test_a_given_model_that_knows_the_attacked_people_is_a_warning(scene, tmp_pa
 def test_the_target_and_models_of_other_outputs_are_no_counterfactual(scene, tmp_path):
     with pytest.raises(ConfigError, match="not the target, got the same weights"):
         made(planned(scene, counterfactual=scene.model.ref))
-    three = module.fresh_private_model(replace(scene, splits=of_three(scene)), None, 0)[0]
+    three = module.fresh_private_model(replace(scene, splits=of_three(scene)), None, 0, {})[0]
     save_model(tmp_path / "three.safetensors", three, {})
     with pytest.raises(ConfigError, match="of 5 outputs, got 3"):
         made(planned(scene, counterfactual=str(tmp_path / "three.safetensors")))

@@ -19,7 +19,8 @@ from mi_audit.core.report import AuditReport, ValidityFlag
 from mi_audit.nn.architectures import built_in
 from mi_audit.store.datasets import load_splits
 from mi_audit.store.targets import load_model, new_model, save_model
-from mi_audit.train.classifier import Recipe, fit
+from mi_audit.train.classifier import fit
+from mi_audit.train.recipe import Recipe
 from tests.world import digit_plan, silent
 
 LEAK = RulePlan(id="MI001", when="attack_acc1 - control.attack_acc1 > 0.2")

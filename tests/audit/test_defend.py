@@ -31,10 +31,10 @@ def test_both_sides_are_attacked_with_the_same_attacks_classes_and_seeds(run):
 
 def test_the_defended_model_keeps_the_public_start_where_it_is_frozen(run):
     out, result = run
-    frozen = result.defense["resolved"]["frozen"]
+    frozen = result.defense["resolved"]["tldmi"]["frozen"]
     defended = load_model(str(out / "models/defended-s0.safetensors")).classifier.state_dict()
     twin = load_model(str(out / "models/undefended-s0.safetensors")).classifier.state_dict()
-    assert result.defense["resolved"]["units_frozen"] == 4 and len(frozen) >= 4
+    assert result.defense["resolved"]["tldmi"]["units_frozen"] == 4 and len(frozen) >= 4
     assert all(not torch.equal(defended[name], twin[name]) for name in frozen if name.endswith("weight"))
     free = [name for name in defended if name not in frozen and name.endswith("weight")]
     assert free and all(not torch.equal(defended[name], twin[name]) for name in free)
@@ -43,7 +43,7 @@ def test_the_defended_model_keeps_the_public_start_where_it_is_frozen(run):
 def test_the_manifest_tells_what_was_done(run):
     out, result = run
     manifest = load_model(str(out / result.model)).defense
-    assert manifest["method"] == "tldmi" and manifest["settings"] == {"freeze": "80%"}
+    assert manifest["method"] == "tldmi" and manifest["settings"] == {"tldmi": {"freeze": "80%"}}
     assert manifest == dict(result.defense)
     assert manifest["test_accuracy"] == result.after.targets[0].accuracy.value
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mi_audit.audit.inspect import config_text, inspect_model
-from mi_audit.core.errors import TargetError
+from mi_audit.audit.inspect import config_text, inspect_model, inspect_skips
+from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.store.targets import load_model, new_model, save_model
 from tests.store.test_pickles import Malicious
 
@@ -80,3 +80,23 @@ def test_published_weights_are_not_downloaded():
 def test_a_missing_file_is_an_error():
     with pytest.raises(TargetError, match="got no file at nowhere"):
         inspect_model("nowhere.safetensors")
+
+
+def test_the_skip_connections_are_those_of_the_architecture_in_the_file(tmp_path):
+    save_file(fresh("built-in:densenet121-small").classifier.net.state_dict(), tmp_path / "x.safetensors")
+    rows = inspect_skips(inspect_model(str(tmp_path / "x.safetensors"), arch="built-in:densenet121-small", size=32))
+    assert len(rows) == 58 and json.loads(json.dumps(rows)) == rows
+    assert {row["resolution"] for row in rows[-16:]} == {"2x2"}
+    assert [(row["rolss"], row["ssf"]) for row in rows] == [(1.0, 1.0)] * 42 + [(0.0, 0.01)] * 16
+
+
+def test_a_network_without_skip_connections_has_none_to_show(tmp_path):
+    save_file(fresh().classifier.net.state_dict(), tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match="not applicable"):
+        inspect_skips(inspect_model(str(tmp_path / "x.safetensors")))
+
+
+def test_skip_connections_of_an_unknown_architecture_cannot_be_shown(tmp_path):
+    save_file({"a": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(TargetError, match="add --arch"):
+        inspect_skips(inspect_model(str(tmp_path / "x.safetensors")))

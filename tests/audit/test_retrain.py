@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from mi_audit.audit import registry, retrain
+from mi_audit.audit import retrain
+from mi_audit.audit.composition import UNDEFENDED, compose
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.retrain import Retraining, retrained
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.core.dataset import Dataset
 from mi_audit.store.targets import LoadedModel, save_model
-from mi_audit.train.classifier import Recipe
+from mi_audit.train.recipe import Recipe
 from tests.world import defend_plan
 
-PLAIN = Retraining("none", None, None, Recipe(epochs=2, precision="32"))
+PLAIN = Retraining(UNDEFENDED, None, Recipe(epochs=2, precision="32"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def some(data: Dataset, name: str, count: int = 60) -> Dataset:
 
 
 def start(scene: Scene, seed: int) -> PublicStart:
-    model, _ = fresh_private_model(scene, None, seed)
+    model, _ = fresh_private_model(scene, None, seed, {})
     return PublicStart(model.classifier.net.state_dict(), {"sha256": model.sha256})
 
 
@@ -43,8 +44,6 @@ def same(one: LoadedModel, other: LoadedModel) -> bool:
 
 def changed(scene: Scene) -> dict[str, tuple[Scene, Retraining, int]]:
     splits, model = scene.splits, scene.model
-    tldmi = registry.build("defense", registry.defenses()["tldmi"], "tldmi", {"freeze": "80%"})
-    less = registry.build("defense", registry.defenses()["tldmi"], "tldmi", {"freeze": "40%"})
     return {
         "arch": (replace(scene, model=replace(model, arch="built-in:cnn-wide")), PLAIN, 0),
         "mean": (replace(scene, model=model.with_input(mean=(0.4,))), PLAIN, 0),
@@ -52,8 +51,8 @@ def changed(scene: Scene) -> dict[str, tuple[Scene, Retraining, int]]:
         "val": (replace(scene, splits=replace(splits, val=some(splits.val, "other"))), PLAIN, 0),
         "recipe": (scene, replace(PLAIN, recipe=replace(PLAIN.recipe, lr=0.01)), 0),
         "start": (scene, replace(PLAIN, start=start(scene, 5)), 0),
-        "method": (scene, replace(PLAIN, method="tldmi", defense=tldmi), 0),
-        "settings": (scene, replace(PLAIN, method="tldmi", defense=less), 0),
+        "method": (scene, replace(PLAIN, composition=compose("tldmi", {}, "80%")), 0),
+        "settings": (scene, replace(PLAIN, composition=compose("tldmi", {}, "40%")), 0),
         "seed": (scene, PLAIN, 1),
     }
 
@@ -61,8 +60,8 @@ def changed(scene: Scene) -> dict[str, tuple[Scene, Retraining, int]]:
 def test_what_was_trained_for_the_same_is_kept_and_anything_else_trained_anew(scene, tmp_path, monkeypatch):
     file = tmp_path / "m.safetensors"
     trained: list[int] = []
-    fit = retrain.fit
-    monkeypatch.setattr(retrain, "fit", lambda *given, **named: trained.append(1) or fit(*given, **named))
+    fit = retrain.fit_defended
+    monkeypatch.setattr(retrain, "fit_defended", lambda *given, **named: trained.append(1) or fit(*given, **named))
     first = retrained(scene, PLAIN, 0, file, "plain")
     assert same(retrained(scene, PLAIN, 0, file, "plain"), first) and len(trained) == 1
     other_precision = replace(PLAIN, recipe=replace(PLAIN.recipe, precision="auto"))  # part of no id
@@ -85,7 +84,7 @@ def test_a_newer_sidecar_does_not_make_old_weights_the_wanted_ones(scene, tmp_pa
 
 def test_weights_without_a_key_are_trained_anew(scene, tmp_path):
     file = tmp_path / "m.safetensors"
-    old, _ = fresh_private_model(scene, None, 0)
+    old, _ = fresh_private_model(scene, None, 0, {})
     save_model(file, old, {})
     assert not same(retrained(scene, PLAIN, 0, file, "plain"), old)
 

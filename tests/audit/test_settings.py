@@ -221,6 +221,7 @@ def test_every_setting_has_its_own_variable_and_a_description():
         ("attacks.ppa.gentle=[0.8, 1.0]", ("attacks", "ppa", "gentle"), [0.8, 1.0]),
         ("priors.gmi-gan.objective=light", ("priors", "gmi-gan", "objective"), "light"),
         ("defend.settings.freeze=none", ("defend", "settings", "freeze"), "none"),
+        ("tldmi.freeze=none", ("defend", "settings", "tldmi", "freeze"), "none"),
         ("model.model_kwargs.width=2", ("model", "model_kwargs", "width"), 2),
         ("run.classes=5", ("run", "classes"), "5"),
     ],

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from mi_audit.attacks.gmi import GMI
+from mi_audit.attacks.lomma import LOMMA
 from mi_audit.audit import validity
+from mi_audit.audit.adaptive import no_adaptive
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import open_scene
@@ -202,10 +204,12 @@ class Adaptive(GMI):
         ({"method": "none"}, {"gmi": GMI()}, True),
         ({"method": "tldmi", "adaptive_attack": "average over views"}, {"gmi": GMI(), "x": Adaptive()}, False),
         ({"method": "bido"}, {"gmi": GMI(), "x": Adaptive()}, True),
+        ({"method": "tldmi+bido", "adaptive_attack": "average over views"}, {"x": Adaptive()}, False),
+        ({"method": "negls+bido"}, {"x": Adaptive(), "lomma": LOMMA()}, True),
     ],
 )
 def test_a_declared_defense_needs_an_attack_that_knows_it(defense, builds, passed):
-    flag = validity.no_adaptive([defense], builds)
+    flag = no_adaptive([defense], builds)
     assert flag.id == "G6 NO_ADAPTIVE" and flag.passed is passed
     if not passed:
         assert "tldmi" in flag.detail and "average over views" in flag.clears
@@ -221,7 +225,7 @@ def test_a_declared_defense_needs_an_attack_that_knows_it(defense, builds, passe
     ],
 )
 def test_a_defense_that_view_averaging_undoes_is_answered_by_enough_of_the_right_views(method, averaging, passed):
-    flag = validity.no_adaptive([{"method": method}], {"gmi": GMI()}, averaging)
+    flag = no_adaptive([{"method": method}], {"gmi": GMI()}, averaging)
     assert flag.passed is passed and (f"averaging over {averaging.count} views (taa)" in flag.detail) is passed
 
 

@@ -77,6 +77,30 @@ def test_inspect_of_what_would_not_load_exits_3(cli, monkeypatch):
     assert json.loads(done.stdout)["problems"] == broken["problems"]
 
 
+def test_inspect_shows_the_skip_connections(cli):
+    text = cli("inspect", "torchvision:resnet18", "--skips", env={"COLUMNS": "100"}).stdout
+    assert [line.split() for line in text.splitlines() if line.startswith("layer4")] == [
+        ["layer4.0.residual", "BasicBlock", "projection", "4", "7x7", "1", "0", "0.2"],
+        ["layer4.1.residual", "BasicBlock", "identity", "4", "7x7", "1", "0", "0.2"],
+    ]
+    assert "8 skip connections; changed by rolss 2, ssf 2" in text
+
+
+def test_inspect_of_skip_connections_as_json(cli):
+    rows = json.loads(cli("inspect", "torchvision:resnet18", "--skips", "--json").stdout)["skips"]
+    assert len(rows) == 8
+    assert rows[-1] == {
+        "name": "layer4.1.residual", "block": "layer4.1", "add": "residual", "block_class": "BasicBlock",
+        "kind": "identity", "stage": 4, "resolution": "7x7", "factor": 1.0, "rolss": 0.0, "ssf": 0.2,
+    }  # fmt: skip
+
+
+def test_inspect_of_the_skip_connections_of_a_network_without_exits_2(cli):
+    done = cli("inspect", "torchvision:vgg11", "--skips")
+    assert done.exit_code == 2
+    assert "not applicable" in done.stderr
+
+
 def test_inspect_without_a_model_exits_2(cli):
     assert cli("inspect").exit_code == 2
 

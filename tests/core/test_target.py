@@ -100,3 +100,18 @@ def test_normalisations_come_in_order_with_what_they_learned_and_leave_no_hook()
     assert torch.equal(first.inputs, images) and first.mean.tolist() == [0.5] * 3 and last.mean.tolist() == [0] * 3
     assert last.inputs.requires_grad and not any(layer._forward_pre_hooks for layer in net.modules())
     assert target().logits_and_normalisations(prototypes())[1] == ()
+
+
+def test_an_api_answers_by_its_rule_and_who_holds_the_weights_sees_past_it():
+    net = classifier()
+    bare = TorchTarget(net, num_classes=4, head=net[1])
+    tied = TorchTarget(net, num_classes=4, head=net[1], answer=lambda logits: torch.ones_like(logits))
+    lying = TorchTarget(net, num_classes=4, head=net[1], answer=lambda logits: (-logits).softmax(dim=1))
+    images = prototypes()[1:] + 0.01 * prototypes()[:1]
+    assert tied.scores(images).tolist() == [[1.0] * 4] * 3
+    assert tied.labels(images).tolist() == [1, 2, 3]  # between equal scores the logits decide
+    assert torch.equal(lying.labels(images), bare.logits(images).argmin(dim=1))
+    assert torch.equal(tied.logits(images), bare.logits(images))
+    assert torch.equal(tied.features(images), bare.features(images))
+    assert torch.equal(tied.network()(images), net(images))
+    assert tied.ledger.spent == {Access.SCORE: 3, Access.LABEL_ONLY: 3, Access.WHITE_BOX: 6}

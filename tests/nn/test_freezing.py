@@ -73,6 +73,9 @@ def test_eighty_percent_of_depth(name, size, frozen, total, trainable):
         ("resnet101", 530, "stage:3", 16.05, 43.59),
         ("resnet152", 530, "index:6", 16.05, 59.23),
         ("densenet121", 530, "index:9", 2.70, 7.50),
+        ("densenet161", 530, "index:9", 10.66, 27.64),
+        ("densenet169", 530, "index:9", 6.80, 13.37),
+        ("densenet201", 530, "index:9", 8.00, 19.11),
         ("convnext_tiny", 530, "stage:3", 15.88, 28.23),
     ],
 )
@@ -84,7 +87,17 @@ def test_the_cuts_of_the_paper(name, classes, spec, trainable, total):
 
 @pytest.mark.parametrize(
     ("spec", "units", "trainable"),
-    [("index:26", 8, 13.86), ("80%", 10, 9.14), ("index:20", 6, 15.04), ("index:27", 8, 11.50), ("index:41", 13, 2.05)],
+    [
+        ("index:26", 8, 13.86),
+        ("80%", 10, 9.14),
+        ("index:20", 6, 15.04),
+        ("index:27", 8, 11.50),
+        ("index:30", 9, 9.14),
+        ("index:34", 10, 6.77),
+        ("index:37", 11, 4.41),
+        ("index:40", 12, 2.05),
+        ("index:41", 13, 2.05),
+    ],
 )
 def test_the_cuts_of_vgg(spec, units, trainable):
     with torch.device("meta"):
@@ -93,6 +106,17 @@ def test_the_cuts_of_vgg(spec, units, trainable):
     assert facts.units_frozen == units
     assert (facts.parameters_total - facts.parameters_frozen) / 1e6 == pytest.approx(trainable, abs=0.006)
     assert facts.paper_cut is not None and "index:26" in facts.paper_cut
+
+
+@pytest.mark.parametrize(
+    ("spec", "left", "trainable"),
+    [("92%", 1, 8.7), ("84%", 2, 16.9), ("75%", 3, 25.1), ("67%", 4, 33.4), ("50%", 6, 49.8)],
+)
+def test_the_last_blocks_of_a_vision_transformer(spec, left, trainable):
+    facts = freeze(*_with_spec(torchvision_net("vit_b_16", 224, num_classes=530), spec))
+    assert facts.units_total - facts.units_frozen == left
+    assert facts.parameters_total / 1e6 == pytest.approx(86.2, abs=0.06)
+    assert 100 * facts.parameters_trainable / facts.parameters_total == pytest.approx(trainable, abs=0.06)
 
 
 @pytest.mark.parametrize(

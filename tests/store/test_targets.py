@@ -1,12 +1,15 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mi_audit.core.errors import StorageError, TargetError
 from mi_audit.core.target import QueryLedger, TorchTarget
+from mi_audit.nn import edits
 from mi_audit.store.targets import load_model, load_target, new_model, save_model
 
 
@@ -193,3 +196,53 @@ def test_published_weights_are_loaded_with_their_own_input(monkeypatch):
     model = load_model("timm:resnet18.a1_in1k", size=64)
     assert (model.arch, model.origins["weights"]) == ("timm:resnet18.a1_in1k", "published weights")
     assert model.classifier.mean_values == (0.485, 0.456, 0.406) and model.origins["mean"] == "timm default"
+
+
+def narrow(net, *, width):
+    net[8] = nn.Sequential(nn.Linear(net[8].in_features, width), nn.Linear(width, net[8].out_features))
+
+
+EDIT = {"edit": "narrow", "width": 2}
+
+
+@pytest.fixture
+def edited(monkeypatch, tmp_path):
+    """A model whose architecture was edited, saved, and the file."""
+    monkeypatch.setattr(edits, "EDITS", {"narrow": narrow})
+    model = new_model("built-in:cnn", num_classes=4, channels=1, size=16, mean=(0.5,), std=(0.5,), seed=0)
+    return save_model(tmp_path / "m.safetensors", model.edited([EDIT]), {})
+
+
+def test_an_edited_network_is_built_again_from_its_manifest(edited):
+    loaded = load_model(edited.ref)
+    images = torch.rand(3, 1, 16, 16)
+    assert torch.equal(loaded.classifier.eval()(images), edited.classifier.eval()(images))
+    assert loaded.edits == (EDIT,) and loaded.sha256 == edited.sha256
+    assert loaded.as_arch("built-in:cnn").edits == (EDIT,)
+
+
+def test_an_edited_network_is_refused_without_its_manifest(edited, tmp_path):
+    bare = tmp_path / "bare.safetensors"
+    save_file(dict(load_file(edited.ref)), bare)
+    with pytest.raises(TargetError, match=r"expected the manifest of .*bare.*, got none; keep the \.safetensors"):
+        load_model(str(bare), arch="built-in:cnn", num_classes=4, size=16)
+    torch.save(load_file(edited.ref), tmp_path / "bare.pth")
+    with pytest.raises(TargetError, match="expected the manifest of"):
+        load_model(str(tmp_path / "bare.pth"), arch="built-in:cnn", num_classes=4, size=16)
+
+
+def test_the_manifest_of_another_edit_is_refused(edited):
+    sidecar = Path(edited.ref).with_suffix(".json")
+    about = json.loads(sidecar.read_text())
+    for others in ([{**EDIT, "width": 3}], []):
+        sidecar.write_text(json.dumps({**about, "edits": others}))
+        if others:
+            with pytest.raises(TargetError, match="got another one"):
+                load_model(edited.ref)
+    assert load_model(edited.ref).edits == (EDIT,)  # the metadata of the file still say it
+
+
+def test_an_edit_of_a_later_version_names_the_file(edited, monkeypatch):
+    monkeypatch.setattr(edits, "EDITS", {})
+    with pytest.raises(TargetError, match=r"got 'narrow'; update mi-audit \(.*m\.safetensors\)"):
+        load_model(edited.ref)

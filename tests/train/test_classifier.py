@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from mi_audit.core.errors import ConfigError, DataError, Diverged
-from mi_audit.train.classifier import Recipe, accuracy, cross_entropy, fit
+from mi_audit.train.accuracy import accuracy
+from mi_audit.train.classifier import fit
+from mi_audit.train.objective import cross_entropy
+from mi_audit.train.recipe import Recipe
 from tests import toy
 
 

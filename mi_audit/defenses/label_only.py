@@ -1,0 +1,41 @@
+"""Label-only output: an API that answers with the predicted class and no probability."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.paper import Paper
+from mi_audit.nn.output_rules import LabelOnly
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOnlyOutput(Defense):
+    """Release one for the predicted class and zero for the others.
+
+    Attacks that need labels alone, such as those that search for the centre of a class region, are not stopped.
+    It protects API access only: whoever holds the weights reads the logits themselves.
+    """
+
+    paper: ClassVar = Paper(
+        title="Membership Inference Attacks Against Machine Learning Models",
+        authors="Shokri et al.",
+        venue="S&P 2017",
+        url="https://arxiv.org/abs/1610.05820",
+    )
+    smoke: ClassVar = {}
+    kind: ClassVar = "output-side"
+    adaptive: ClassVar = (
+        "attack by labels alone, with gradients estimated from many labels around a point, and average over views"
+    )
+    slots: ClassVar = frozenset({Slot.OUTPUT})
+
+    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
+        del net, example
+        return (self.rule().edit(),)
+
+    def rule(self) -> LabelOnly:
+        """What the API makes of the logits."""
+        return LabelOnly()

@@ -1,0 +1,55 @@
+"""Rounding: an API whose probabilities have few decimals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.paper import Paper
+from mi_audit.nn.output_rules import Rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingOutput(Defense):
+    """Release probabilities rounded to `decimals` digits.
+
+    Gradients estimated from small changes vanish; averages over large changes do not. It protects API access
+    only: whoever holds the weights reads the logits themselves.
+
+    Attributes:
+        decimals: Digits behind the point.
+        renormalise: Whether the rounded probabilities are divided by their sum.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    paper: ClassVar = Paper(
+        title="Model Inversion Attacks that Exploit Confidence Information and Basic Countermeasures",
+        authors="Fredrikson et al.",
+        venue="CCS 2015",
+        url="https://doi.org/10.1145/2810103.2813677",
+    )
+    smoke: ClassVar = {}
+    kind: ClassVar = "output-side"
+    adaptive: ClassVar = (
+        "estimate gradients over larger changes of the image, whose effect survives rounding, or by labels alone"
+    )
+    slots: ClassVar = frozenset({Slot.OUTPUT})
+    deviations: ClassVar = ("The paper rounds to multiples such as 0.05; here, as in later toolboxes, to decimals.",)
+
+    decimals: int = 3
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        self.rule()
+
+    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
+        del net, example
+        return (self.rule().edit(),)
+
+    def rule(self) -> Rounding:
+        """What the API makes of the logits."""
+        return Rounding(decimals=self.decimals, renormalise=self.renormalise)

@@ -1,0 +1,79 @@
+"""SSF: scale the skip connections of the last stage down."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from mi_audit.core.defense import Defense, Edit, Phase, Slot
+from mi_audit.core.errors import ConfigError
+from mi_audit.core.paper import Paper
+from mi_audit.nn import skips
+
+ADDITIVE, DENSE = 0.2, 0.01
+FULL = "full-skips"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSF(Defense):
+    """Train a network whose last blocks with skip connections compute `g(z) + k S(z)` with a constant `k` below 1.
+
+    With a batch norm at the end of every branch (ResNet), every `k > 0` can represent the same functions: block j
+    scales its last norm by `k^j`, and the head undoes it. There the defense steers the training and restricts nothing;
+    `rolss` does.
+
+    Attributes:
+        k: What the shortcuts of the last stage are multiplied by, from 0 to below 1; None takes the published 0.2 for
+            adds and 0.01, the share of channels carried over, for dense blocks.
+        tts: Epochs at the beginning that are trained with all skip connections whole.
+
+    Raises:
+        ConfigError: A setting is out of range, or the network has no skip connections.
+    """
+
+    paper: ClassVar = Paper(
+        title="On the Vulnerability of Skip Connections to Model Inversion Attacks",
+        authors="Koh et al.",
+        venue="ECCV 2024",
+        url="https://arxiv.org/abs/2409.01696",
+    )
+    smoke: ClassVar = {}
+    # what it takes from the attacker is a path of the gradient; that the weights hold less is not shown
+    kind: ClassVar[str] = "gradient-masking"
+    adaptive: ClassVar[str] = (
+        "forward through the defended network, backward as if every factor were 1 (BPDA); attack a student with all "
+        "skip connections that was distilled from this model"
+    )
+    slots: ClassVar = frozenset({Slot.SURGERY, Slot.PHASE})
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The project page calls the factor learnable; the released code keeps it constant, and so do we.",
+        "The released ResNets also lack skip connections at the end of the third stage; these do not.",
+        "In DenseNets the channels that are not carried over become zero instead of being cut off, so that public "
+        "weights still fit.",
+    )
+    excludes: ClassVar[Mapping[str, str]] = {"tts": "it removes the skip connections that ssf scales; set ssf.tts"}
+
+    k: float | None = None
+    tts: int = 0
+
+    def __post_init__(self) -> None:
+        if self.k is not None and not 0 <= self.k < 1:
+            raise ConfigError(f"expected 0 <= k < 1, got {self.k}; 1 would change nothing")
+        if self.tts < 0:
+            raise ConfigError(f"expected tts >= 0 epochs, got {self.tts}; 0 trains with scaled skip connections only")
+
+    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
+        factors = {skip.name: self._factor(skip) for skip in skips.last_stage(skips.find(net, example))}
+        return (skips.edit(factors, idle_projections=self.tts > 0 and self.k == 0),)
+
+    def phases(self) -> Sequence[Phase]:
+        return (Phase(name=FULL, when="before", epochs=self.tts, keep="last"),) if self.tts else ()
+
+    def enter(self, model: nn.Module, phase: str) -> None:
+        skips.switch(model, full=phase == FULL)
+
+    def _factor(self, skip: skips.Skip) -> float:
+        if self.k is not None:
+            return self.k
+        return DENSE if skip.kind == "dense" else ADDITIVE
