@@ -35,6 +35,7 @@ from mi_audit.store.files import digest
 from mi_audit.store.overlap import overlap
 from mi_audit.store.results import write_result
 from mi_audit.store.runs import RunFolder
+from mi_audit.store.targets import LoadedModel
 from mi_audit.train.seeding import stream
 
 RESULT = "fisher.json"
@@ -79,6 +80,35 @@ def run_fisher(wanted: FisherPlan, progress: ProgressSink | None = None) -> Fish
         write_result(scene.folder.path / RESULT, report)
         discard_pictures(scene)
         return report
+
+
+def first_cut(
+    scene: Scene, model: LoadedModel, builds: Mapping[str, Attack[Any, Any]], samples: int = 400, moments: int = 10
+) -> tuple[Profile, tuple[str, ...]]:
+    """The profile that `freezing_search.search` begins with, of a model at hand, and the stage of each of its units.
+
+    Args:
+        scene: Data and folder of the run; its plan says whom to attack, 20 people when it says all.
+        model: Trained without a defense; frozen and in eval mode from here on.
+        builds: Cheap attacks.
+        samples: Most validation images, and most reconstructions.
+        moments: Batches to keep of every search besides its end.
+    """
+    asked = _checked(FisherPlan(plan=scene.plan, samples=samples, moments=moments))
+    scene = replace(scene, model=model, plan=_people(scene, asked))
+    found = at_most(from_attacks(scene, builds, moments), samples)
+    private, rows = _validation(scene, samples), _rows(scene)
+    scene.progress.stage(f"Fisher information: {len(private)} private images, {len(found.labels)} reconstructions")
+    run = Run(batch_size=scene.plan.batch_size or fisher.chunk_of(model.classifier))
+    with scene.clock.stage("fisher"):
+        cls, mi = (
+            Sample(
+                fisher.empirical(model.classifier, pixels.float() / 255, whose, rows, run).plain.numpy(), whose.numpy()
+            )
+            for pixels, whose in ((private.pixels, private.labels), (found.pixels, found.labels))
+        )
+    shown = profile(cls, mi, np.array([row.size for row in rows]), *DEFINITIONS[0])
+    return shown, tuple(row.stage for row in rows[:-1])
 
 
 def fisher_folder(wanted: FisherPlan) -> Path:
@@ -159,9 +189,7 @@ def _people(scene: Scene, wanted: FisherPlan) -> Plan:
 
 
 def _report(scene: Scene, wanted: FisherPlan, found: Inversions, facts: ModelFacts) -> FisherReport:
-    net = scene.model.classifier.to(scene.device)
-    private = _validation(scene, wanted.samples)
-    rows = fisher.parts(net, torch.zeros(1, net.channels, net.size, net.size, device=scene.device))
+    private, rows = _validation(scene, wanted.samples), _rows(scene)
     tasks = {"classification": (private.pixels, private.labels), "inversion": (found.pixels, found.labels)}
     samples = {
         (task, labels, scale): Sample(squares.numpy(), whose.numpy())
@@ -190,6 +218,11 @@ def _report(scene: Scene, wanted: FisherPlan, found: Inversions, facts: ModelFac
         freeze=spec_of(cut, depth) if cut else None,
         cautions=cautions(facts, found.facts, profiles, len(private.labels.unique())),
     )
+
+
+def _rows(scene: Scene) -> tuple[fisher.Part, ...]:
+    net = scene.model.classifier.to(scene.device)
+    return fisher.parts(net, torch.zeros(1, net.channels, net.size, net.size, device=scene.device))
 
 
 def _validation(scene: Scene, limit: int) -> Dataset:

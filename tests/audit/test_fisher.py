@@ -5,8 +5,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from mi_audit.audit.fisher import DEFINITIONS, LOCAL, cautions, fisher_folder, run_fisher
+from mi_audit.audit.attack import build_attacks
+from mi_audit.audit.fisher import DEFINITIONS, LOCAL, _open, cautions, first_cut, fisher_folder, run_fisher
 from mi_audit.audit.plan import AttackPlan, FisherPlan, ModelPlan, Plan
+from mi_audit.audit.progress import Silent
 from mi_audit.core.errors import ConfigError, DataError
 from mi_audit.core.fisher import FisherReport, InversionFacts
 from mi_audit.nn import fisher
@@ -91,6 +93,16 @@ def test_a_resumed_run_attacks_no_one_again_and_says_the_same(found, digits, cac
     report, folder = found
     monkeypatch.setattr("mi_audit.audit.inversions._perform", lambda *_given: pytest.fail("attacked again"))
     assert run_fisher(digit_profile(digits, folder, cache)) == report
+
+
+def test_the_first_cut_of_a_model_at_hand_is_that_of_its_profile(found, digits, cache, tmp_path):
+    report, _ = found
+    wanted = digit_profile(digits, tmp_path / "run", cache)
+    with _open(wanted, Silent()) as scene:
+        shown, stages = first_cut(scene, scene.model, build_attacks(wanted.plan), samples=12, moments=3)
+    assert stages == tuple(unit.stage for unit in report.units[:-1])
+    assert shown.labels == "empirical" and shown.scale == "mean" and len(shown.values) == len(stages) + 1
+    assert [row.fisher_cls for row in shown.values] == [row.fisher_cls for row in report.profiles[0].values]
 
 
 def test_with_pictures_off_none_is_left_behind(digits, cache, tmp_path):
