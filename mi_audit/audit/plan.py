@@ -196,3 +196,22 @@ class Plan:
     waivers: tuple[WaiverPlan, ...] = ()
     defend: DefendPlan = field(default_factory=DefendPlan)
     command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FisherPlan:
+    """A layer-wise profile of Fisher information.
+
+    Attributes:
+        plan: Model, data, and the attacks when reconstructions have to be made; its gate and judges are not used.
+        run: Run folder whose reconstructions are taken; None attacks now.
+        samples: Most private validation images, and most reconstructions.
+        moments: Batches to keep of every search besides its end.
+        people: Classes to attack when the plan says `all`, drawn at random.
+    """
+
+    plan: Plan
+    run: str | None = None
+    samples: int = 2000
+    moments: int = 10
+    people: int = 20

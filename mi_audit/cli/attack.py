@@ -135,6 +135,11 @@ def resume(
     with RunFolder(path) as kept:
         saved = kept.read_plan()
     kind, settings = saved.get("kind"), saved.get("plan")
+    if kind == "fisher":
+        from mi_audit.cli.fisher import go_on
+
+        go_on(saved, path)
+        return
     if kind not in ("attack", "defend") or not isinstance(settings, dict):
         raise ConfigError(f"expected a plan of an attack or a defense in {path}, got {kind!r}; repeat the command")
     plan = replace(plan_from_json(settings), out=path)

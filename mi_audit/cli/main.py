@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from mi_audit import __version__
 from mi_audit.cli.attack import attack, defend, demo, resume
+from mi_audit.cli.fisher import fisher
 from mi_audit.cli.generator import generator
 from mi_audit.cli.importing import import_weights
 from mi_audit.cli.judge import compare, gate, report
@@ -119,6 +120,7 @@ def options(
 RUN, JUDGE, LOOK = "Audit", "Results", "Tools"
 app.command(rich_help_panel=RUN)(attack)
 app.command(rich_help_panel=RUN)(defend)
+app.command(rich_help_panel=RUN)(fisher)
 app.command(rich_help_panel=RUN)(resume)
 app.command(rich_help_panel=RUN)(demo)
 app.command(rich_help_panel=JUDGE)(gate)

@@ -116,6 +116,22 @@ def paired_difference(before: Table, after: Table, level: float = 0.95) -> tuple
     return float(np.nanmean(difference)), mean_interval(difference, level)
 
 
+def clustered_means(
+    sums: Float[ndarray, "clusters columns"], counts: Float[ndarray, " clusters"], draws: int, seed: int
+) -> Float[ndarray, "draws columns"]:
+    """Means per image of many columns at once, with whole clusters (identities) drawn again; for functions of them.
+
+    Args:
+        sums: Of each column over the images of each cluster.
+        counts: Images of each cluster.
+        draws: Bootstrap samples.
+        seed: Of the random generator.
+    """
+    clusters = len(counts)
+    drawn = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), draws)
+    return (drawn @ sums) / (drawn @ counts)[:, None]
+
+
 def _resampled(total: Table, weight: Table, draws: int, rng: np.random.Generator) -> Iterator[Float[ndarray, " draws"]]:
     seeds, classes = total.shape
     for start in range(0, draws, CHUNK):

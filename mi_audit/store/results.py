@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mi_audit.core.errors import ConfigError, NothingToAudit, StorageError
+from mi_audit.core.fisher import FisherReport
 from mi_audit.core.report import SCHEMA_VERSION, AuditReport, Comparison
 from mi_audit.store.files import write_atomic
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 
 
-def to_json(result: AuditReport | Comparison) -> str:
+def to_json(result: AuditReport | Comparison | FisherReport) -> str:
     """Canonical JSON: sorted keys, two spaces, no NaN, a newline at the end; equal results give equal bytes.
 
     Raises:
@@ -31,7 +32,7 @@ def to_json(result: AuditReport | Comparison) -> str:
         ) from error
 
 
-def write_result(path: Path, result: AuditReport | Comparison) -> None:
+def write_result(path: Path, result: AuditReport | Comparison | FisherReport) -> None:
     """Write `result` as canonical JSON, all of it or nothing."""
     write_atomic(path, to_json(result).encode(errors="replace"))
 
