@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -17,6 +18,7 @@ from mi_audit.audit.attack import (
     seeds_of,
     verdict_of,
 )
+from mi_audit.audit.auto_freeze import automatic, find_cut, with_cut
 from mi_audit.audit.compare import compare
 from mi_audit.audit.composition import UNDEFENDED, Composition, compose
 from mi_audit.audit.exposed import drawing_order
@@ -25,13 +27,11 @@ from mi_audit.audit.measure import check_metrics, per_class
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.pretrain import PublicStart, public_start
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.retrain import Retraining, defend_recipe, fit_private, retrained
-from mi_audit.audit.scene import Scene, as_settings, open_scene
+from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
+from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.stopping import stops_early
-from mi_audit.core.defense import Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.report import AuditReport, ClassValue, Comparison, ModelFacts
-from mi_audit.nn.freezing import parse
 from mi_audit.store.files import make_folder, read_file, storage_error, write_atomic
 from mi_audit.store.results import write_result
 from mi_audit.store.targets import LoadedModel
@@ -59,12 +59,14 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
             scene.warn(doubt)
         start = public_start(scene, None)
         recipe = defend_recipe(scene)
-        composition = resolve_freeze(scene, composition, start, recipe)
+        court, delta, search = load_court(scene), automatic(composition), dict[str, object]()
+        if delta is not None:
+            found = find_cut(scene, start, recipe, court, builds, delta)
+            composition, search = with_cut(scene, found.spec), found.as_mapping()
         twins, defended = {}, {}
         for seed in seeds_of(plan):
             twins[seed] = trained(scene, UNDEFENDED, start, recipe, seed)
-            defended[seed] = trained(scene, composition, start, recipe, seed)
-        court = load_court(scene)
+            defended[seed] = trained(scene, composition, start, recipe, seed, search)
         after = audit_models(scene, defended, court, builds, "defended")
         before = audit_models(scene, twins, court, builds, "undefended", _people(plan, after))
         result = compare(before, after, plan.command)
@@ -110,12 +112,17 @@ def composition_of(plan: Plan, freeze: str | None = None) -> Composition:
 
 
 def trained(
-    scene: Scene, composition: Composition, start: PublicStart, recipe: Recipe, seed: int
+    scene: Scene,
+    composition: Composition,
+    start: PublicStart,
+    recipe: Recipe,
+    seed: int,
+    search: Mapping[str, object] | None = None,
 ) -> tuple[LoadedModel, ModelFacts]:
     """One model of a pair, with its accuracy: loaded when an interrupted run finished it, else trained and saved."""
     kind = "defended" if composition.parts else "undefended"
     file = scene.folder.path / _file(kind, seed)
-    model = retrained(scene, Retraining(composition, start, recipe), seed, file, kind)
+    model = retrained(scene, Retraining(composition, start, recipe, search or {}), seed, file, kind)
     model = replace(model, ref=str(_file(kind, seed)))
     measured = accuracy(model.classifier, scene.splits.test, scene.device)
     scene.progress.note(f"{kind} model, seed {seed}: accuracy {measured.value:.3f} on {measured.count} test images")
@@ -127,37 +134,6 @@ def accuracy_by_class(scene: Scene, model: LoadedModel) -> tuple[ClassValue, ...
     test, target = scene.splits.test, model.target()
     predicted = torch.cat([target.labels(part.to(scene.device).float() / 255).cpu() for part in test.pixels.split(256)])
     return per_class((predicted == test.labels).float(), test.labels, torch.zeros_like(test.labels))
-
-
-def resolve_freeze(scene: Scene, composition: Composition, start: PublicStart, recipe: Recipe) -> Composition:
-    """Turn `auto[:delta]` into a cut: the deepest one that costs at most `delta` points of validation accuracy.
-
-    Utility decides, by bisection over the shares 100 % to 0 % in steps of 10 with a third of the epochs; leakage is
-    measured afterwards, on the cut that was found.
-    """
-    cuts = [str(as_settings(part)["freeze"]) for part in composition.parts.values() if Slot.FREEZE in part.slots]
-    if not cuts or parse(cuts[0]).kind != "auto":
-        return composition
-    spec = cuts[0]
-    delta = parse(spec).amount / 100
-    short = replace(recipe, epochs=max(1, recipe.epochs // 3))
-    seen: dict[int, float] = {}
-
-    def val_accuracy(share: int) -> float:
-        if share not in seen:
-            scene.progress.stage(f"Searching the freeze point: {share} % ({short.epochs} epochs)")
-            how = Retraining(composition_of(scene.plan, f"{share}%" if share else "none"), start, short)
-            with scene.clock.stage("search freeze"):
-                seen[share] = fit_private(scene, how, scene.plan.seed, short, None).fit.val_accuracy or 0.0
-        return seen[share]
-
-    floor = val_accuracy(0) - delta
-    low, high = 0, 10  # tenths; `low` is known to keep the utility, `high` never does: the head alone is not a cut
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if val_accuracy(10 * middle) >= floor else (low, middle)
-    scene.progress.note(f"--freeze {spec}: {10 * low} % keeps validation accuracy within {100 * delta:.1f} points")
-    return composition_of(scene.plan, f"{10 * low}%" if low else "none")
 
 
 def _file(kind: str, seed: int) -> Path:

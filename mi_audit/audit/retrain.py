@@ -1,7 +1,8 @@
 """Training on private images from a public start: defended models, their undefended twins, counterfactual targets."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +28,13 @@ class Retraining:
         composition: The defenses with their settings; none trains an undefended model.
         start: The public weights; None starts from fresh ones.
         recipe: Epochs, learning rate and the like.
+        search: How the cut was found, for the manifest; empty when it was given.
     """
 
     composition: Composition
     start: PublicStart | None
     recipe: Recipe
+    search: Mapping[str, object] = field(default_factory=dict)
 
 
 def defend_recipe(scene: Scene) -> Recipe:
@@ -108,6 +111,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "kind": composition.kind,
         "settings": {name: as_settings(part) for name, part in composition.parts.items()},
         "resolved": made.frozen,
+        **({"freeze_search": dict(how.search)} if how.search else {}),
         "doubts": list(composition.doubts),
         "recipe": asdict(how.recipe),
         "phases": {name: _course(fit) for name, fit in made.fit.phases},

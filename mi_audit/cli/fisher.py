@@ -10,9 +10,9 @@ import typer
 
 from mi_audit.audit.plan import AttackPlan, FisherPlan
 from mi_audit.audit.settings import plan_from_json, plan_of
-from mi_audit.cli.attack import claim, known_attacks
+from mi_audit.cli.attack import known_attacks
 from mi_audit.cli.console import watching
-from mi_audit.cli.finish import write
+from mi_audit.cli.finish import claim, write
 from mi_audit.cli.options import AllowPickle, Fresh, Given, Json, takes_settings
 from mi_audit.cli.session import Session, current, emit, say, stdout
 from mi_audit.core.errors import ConfigError
