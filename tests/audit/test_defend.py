@@ -130,4 +130,9 @@ def test_auto_freeze_finds_a_cut_that_keeps_the_utility(cache: Path, tmp_path: P
     plan = defend_plan(tmp_path / "run", cache)
     plan = replace(plan, attacks=plan.attacks[:1], defend=replace(plan.defend, freeze="auto:5", epochs=6))
     result = run_defense(plan)
-    assert result.defense["resolved"]["spec"].endswith("%") or result.defense["resolved"]["spec"] == "none"
+    found = result.defense["freeze_search"]
+    assert result.defense["resolved"]["tldmi"]["spec"] == found["spec"]
+    assert found["accuracies"]["0"] and set(found["trials"]) >= {"0", str(found["units"])}
+    kept = load_model(str(tmp_path / "run" / str(result.model))).defense
+    assert kept["freeze_search"] == found and kept["val_accuracy"] == found["trials"][str(found["units"])]["accuracy"]
+    assert not (tmp_path / "run" / "images" / "search-none").exists()
