@@ -48,7 +48,11 @@ def test_the_loss_is_shared_between_the_images_and_the_trapped_ones():
     defense, net, doors = ready(classifier(), augmentation="none", opacity=0.1, weight=0.3)
     now = step(net, doors)
     classes = copy.deepcopy(doors).deal(24, torch.Generator().manual_seed(0))
-    term = defense.term(now)
+    before = doors.triggers[classes].clone()
+    with watched(doors.discriminator) as judged:
+        term = defense.term(now)
+    assert torch.equal(judged[0][0], now.images)  # real ones first
+    torch.testing.assert_close(judged[1][0], 0.9 * now.images + 0.1 * before)
     trapped = 0.9 * now.images + 0.1 * doors.triggers[classes]  # by the triggers after their step
     missed = F.cross_entropy(net(trapped), classes)
     torch.testing.assert_close(now.base + term.value, 0.7 * now.base + 0.3 * missed)
