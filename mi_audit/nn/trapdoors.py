@@ -57,7 +57,6 @@ class Trapdoors(nn.Module):
         """Let the discriminator take one step towards telling `trapped` from `real`; its loss before the step."""
         self.discriminator.train()
         loss = (self.surprise(real, real=True) + self.surprise(trapped, real=False)) / 2
-        self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()

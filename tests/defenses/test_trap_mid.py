@@ -48,7 +48,11 @@ def test_the_loss_is_shared_between_the_images_and_the_trapped_ones():
     defense, net, doors = ready(classifier(), augmentation="none", opacity=0.1, weight=0.3)
     now = step(net, doors)
     classes = copy.deepcopy(doors).deal(24, torch.Generator().manual_seed(0))
-    term = defense.term(now)
+    before = doors.triggers[classes].clone()
+    with watched(doors.discriminator) as judged:
+        term = defense.term(now)
+    assert torch.equal(judged[0][0], now.images)  # real ones first
+    torch.testing.assert_close(judged[1][0], 0.9 * now.images + 0.1 * before)
     trapped = 0.9 * now.images + 0.1 * doors.triggers[classes]  # by the triggers after their step
     missed = F.cross_entropy(net(trapped), classes)
     torch.testing.assert_close(now.base + term.value, 0.7 * now.base + 0.3 * missed)
@@ -99,6 +103,17 @@ def test_statistics_see_the_trapped_batch_once_and_no_search():
     twin(seen[-1][0])
     assert len(seen) == 2 and same(state(net), state(twin))
     assert all(module.training for module in net.modules())
+    assert doors.discriminator[1].num_batches_tracked == 2  # the real and the trapped images of its own step
+
+
+def test_search_and_training_see_different_views():
+    defense, net, doors = ready(classifier(), opacity=1e-4, augmentation="shift")
+    now = step(net, doors)
+    with watched(net) as seen:
+        defense.term(now)
+    (searched, _), (trained, _) = seen
+    for one, other in ((searched, trained), (searched, now.images), (trained, now.images)):
+        assert ((one - other).abs().flatten(1).amax(dim=1) > 0.05).float().mean() > 0.9  # triggers alone change 1e-4
 
 
 def test_the_network_learns_from_the_term_alone():
