@@ -28,8 +28,9 @@ FACES: dict[str, dict[str, object]] = {"gmi-gan": {"flips": True}, "stylegan2": 
 SETTINGS: Mapping[str, object] = {  # at its published rate, CA moves nothing in networks as small as these
     "atat": {"accept_fragility": True},
     "ca": {"lr": 0.05},
+    "dp-sgd": {"secret": False},  # the same weights at every number of views
 }
-DIGITS: Mapping[str, object] = {"loft": {"rank": 3}}  # of five classes
+DIGITS: Mapping[str, object] = {"loft": {"rank": 3}, "trap-mid": {"augmentation": "shift"}}  # of five classes
 SHOWN = ("attack_acc1", "exposure", "knn_l2sq_min", "fid")
 
 

@@ -5,16 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 from mi_audit.audit.attack import Court, audit_models
-from mi_audit.audit.composition import FREEZING, Composition, compose
+from mi_audit.audit.composition import FREEZING, UNDEFENDED, Composition, compose
 from mi_audit.audit.fisher import first_cut
 from mi_audit.audit.freezing_search import FreezeSearch, Trial, search
 from mi_audit.audit.judge import model_facts
-from mi_audit.audit.pretrain import PublicStart
-from mi_audit.audit.retrain import Retraining, fit_private, retrained
+from mi_audit.audit.pretrain import PublicStart, fresh_private_model
+from mi_audit.audit.retrain import Retraining, Trained, fit_private, retrained
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.attack import Attack
 from mi_audit.core.defense import Slot
+from mi_audit.core.errors import ConfigError
+from mi_audit.nn.anatomy import units
 from mi_audit.nn.freezing import parse
+from mi_audit.nn.skips import installed
 from mi_audit.store.files import make_folder
 from mi_audit.train.accuracy import accuracy
 from mi_audit.train.recipe import Recipe
@@ -42,7 +45,9 @@ def find_cut(
 ) -> FreezeSearch:
     """Find the cut of the plan's defense by Fisher information, accuracy, and the first attack of the plan.
 
-    The search attacks under a seed of its own. Its winner still had luck: the report measures it again.
+    The profile is of a model without any defense; accuracies are of the plan's other defenses with each cut. The
+    search attacks under a seed of its own. Its winner still had luck, under the first seed in its weights as well:
+    trust the report of a run of several seeds.
 
     Args:
         scene: The plan, the data and the architecture.
@@ -52,16 +57,21 @@ def find_cut(
         builds: The attacks of the plan.
         delta: Validation accuracy that may be lost, a share.
     """
-    seed, short = scene.plan.seed, replace(recipe, epochs=max(1, recipe.epochs // SHORT))
+    if not len(scene.splits.val):
+        raise ConfigError(
+            "expected validation images to search the freeze point with, got none; give --freeze a cut, such as 80%"
+        )
+    first = sum(phase.epochs for part in with_cut(scene, "none").parts.values() for phase in part.phases())
+    seed, short = scene.plan.seed, replace(recipe, epochs=max(1 + first, recipe.epochs // SHORT))
     cheap = dict(list(builds.items())[:1])
 
-    def trained_shortly(spec: str) -> Any:  # noqa: ANN401
+    def trained_shortly(composition: Composition, spec: str) -> Trained:
         scene.progress.stage(f"Searching the freeze point: {spec} ({short.epochs} epochs)")
         with scene.clock.stage("search freeze"):
-            return fit_private(scene, Retraining(with_cut(scene, spec), start, short), seed, short, None)
+            return fit_private(scene, Retraining(composition, start, short), seed, short, None)
 
     def val_accuracy(spec: str) -> float:
-        return trained_shortly(spec).fit.val_accuracy or 0.0
+        return trained_shortly(with_cut(scene, spec), spec).fit.val_accuracy or 0.0
 
     def measured(spec: str) -> Trial:
         file = make_folder(scene.folder.path / "models" / "search") / f"{spec.replace('%', '')}.safetensors"
@@ -82,7 +92,18 @@ def find_cut(
             attack=found.value if found and found.value is not None else 1.0,
         )
 
-    profile, stages = first_cut(scene, trained_shortly("none").model, cheap)
-    found = search(stages, delta, val_accuracy, start=profile.cut, measured=measured)
+    profile, stages = first_cut(scene, trained_shortly(UNDEFENDED, "none").model, cheap)
+    found = search(stages, delta, val_accuracy, start=profile.cut, measured=measured, limit=_limit(scene))
     scene.progress.note(f"--freeze auto: {found.spec}, {found.reason}")
     return found
+
+
+def _limit(scene: Scene) -> int | None:
+    """Units before the first whose skip connection another defense changes: that one must learn."""
+    model, _ = fresh_private_model(scene, None, scene.plan.seed, with_cut(scene, "none").parts)
+    blocks = {f"net.{name.rpartition('.')[0]}" for name in installed(model.classifier.net)}
+    if not blocks:
+        return None
+    found = units(model.classifier, scene.splits.train.images(slice(0, 1), "cpu"))
+    holds = (any(f"{block}.".startswith(f"{unit.name}.") for block in blocks) for unit in found)
+    return next((place for place, inside in enumerate(holds) if inside), None)

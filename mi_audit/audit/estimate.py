@@ -9,17 +9,20 @@ from torch import Tensor
 
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
+from mi_audit.audit.auto_freeze import automatic
+from mi_audit.audit.composition import Composition, compose
 from mi_audit.audit.control import ATTACKED, chosen
 from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_recipe
+from mi_audit.audit.defend import composition_of
 from mi_audit.audit.fitting import Fitted, assemble, cache_file, profile_settings
 from mi_audit.audit.judge import evaluator_arch, evaluator_file, evaluator_recipe
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.positive import is_wanted
-from mi_audit.audit.pretrain import is_labelled, labelled_public, start_recipe
+from mi_audit.audit.pretrain import fresh_private_model, is_labelled, labelled_public, start_recipe
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.retrain import defend_recipe
 from mi_audit.audit.runner import averaging_of, default_batch
-from mi_audit.audit.scene import Scene, open_scene, whole
+from mi_audit.audit.scene import Scene, as_settings, open_scene, whole
 from mi_audit.audit.stopping import stops_early
 from mi_audit.audit.verifier import verifier_file, verifier_lesson
 from mi_audit.core.dataset import Dataset
@@ -28,9 +31,11 @@ from mi_audit.core.report import PriorFacts
 from mi_audit.core.types import Images, Latents
 from mi_audit.store.targets import new_model
 from mi_audit.train.classifier import fit
+from mi_audit.train.defended import fit_defended, freeze
 from mi_audit.train.recipe import Recipe
 
 PROBE_STEPS = 3
+SEARCHED = 6  # full trainings that a search of the freeze point amounts to: some nine short ones and three or four full
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ def estimate(plan: Plan, kind: str, progress: ProgressSink | None = None) -> Est
         kind: `attack` or `defend`.
         progress: Who watches the probe.
     """
+    if kind == "defend":
+        composition_of(plan)  # what cannot be built needs no probe
     with open_scene(plan, kind, progress or Silent(), dry=True) as scene:
         private, attacked = whole(scene.splits), attacked_classes(scene)
         sides = 2 if kind == "defend" else 1  # the undefended twin and the defended model
@@ -102,8 +109,13 @@ def _trainings(scene: Scene, kind: str) -> Iterator[tuple[str, float]]:
         data = labelled_public(scene.public)
         yield "public start (once)", _training_seconds(scene, scene.model.arch, start_recipe(scene, data), data)
     if kind == "defend":
-        seconds = _training_seconds(scene, scene.model.arch, defend_recipe(scene))
-        yield f"training of {2 * plan.seeds} models", 2 * plan.seeds * seconds
+        recipe, composition = defend_recipe(scene), composition_of(plan)
+        plain = _training_seconds(scene, scene.model.arch, recipe)
+        defended = _defended_seconds(scene, composition, recipe)
+        yield f"training of {plan.seeds} undefended models", plan.seeds * plain
+        yield f"training of {plan.seeds} models with {composition.method}", plan.seeds * defended
+        if automatic(composition) is not None:
+            yield "search of the freeze point (its attacks not counted)", SEARCHED * defended
     if counterfactual:
         recipe = defend_recipe(scene) if kind == "defend" else counterfactual_recipe(scene)
         models = plan.seeds * (2 if kind == "defend" else 1)
@@ -124,6 +136,25 @@ def _training_seconds(scene: Scene, arch: str, recipe: Recipe, data: Dataset | N
     start = time.monotonic()
     fit(model.classifier, probe, nothing, replace(recipe, epochs=1), seed=0, device=scene.device, on_step=_ignore)
     return (time.monotonic() - start) * recipe.epochs * len(train) / len(probe)
+
+
+def _defended_seconds(scene: Scene, composition: Composition, recipe: Recipe) -> float:
+    """Time one epoch of every phase on a few batches; what does not fit the architecture is refused here."""
+    train, parts = scene.splits.train, composition.parts
+    if automatic(composition) is not None:
+        parts = compose(composition.method, {n: as_settings(p) for n, p in parts.items()}, "none").parts
+    probe = train.select(torch.arange(min(len(train), 4 * recipe.batch_size)))
+    model, _ = fresh_private_model(scene, None, 0, parts)
+    freeze(model.classifier, parts, probe.images(slice(0, 2)))
+    phases = [phase for part in parts.values() for phase in part.phases()]
+    before, after = (sum(phase.epochs for phase in phases if phase.when == when) for when in ("before", "after"))
+    start = time.monotonic()
+    fit_defended(
+        model.classifier, probe, train.select(torch.arange(0)), replace(recipe, epochs=before + 1), parts, seed=0,
+        device=scene.device, on_step=_ignore,
+    )  # fmt: skip
+    whole = (recipe.epochs + after) / (before + 1 + after)
+    return (time.monotonic() - start) * whole * len(train) / len(probe)
 
 
 def _priors(scene: Scene) -> Iterator[tuple[str, float]]:

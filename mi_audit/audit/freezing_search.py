@@ -86,6 +86,7 @@ def search(
     val_accuracy: Callable[[str], float],
     start: int | None = None,
     measured: Callable[[str], Trial] | None = None,
+    limit: int | None = None,
 ) -> FreezeSearch:
     """Find a freeze point: accuracy limits the depth, the measured attack chooses among the cuts that are left.
 
@@ -100,15 +101,17 @@ def search(
         val_accuracy: Trains shortly with the freeze specification given and returns the validation accuracy.
         start: Units to begin at, `FisherReport.profiles[0].cut`; None begins in the middle.
         measured: Trains in full and attacks; None leaves the choice to accuracy alone.
+        limit: Most units that may be frozen, where another defense changes those behind; None is all but the last.
 
     Raises:
-        ConfigError: `delta` is no share, the network has one unit, or `start` is not one of its cuts.
+        ConfigError: `delta` is no share, there is nothing to choose from, or `start` is not one of the cuts.
     """
-    total, last = len(stages), len(stages) - 1
+    total = len(stages)
+    last = total - 1 if limit is None else min(limit, total - 1)
     if not 0 <= delta < 1:
         raise ConfigError(f"expected an accuracy loss from 0 to 100 points, got {100 * delta:g}; write auto:2")
     if last < 1:
-        raise ConfigError(f"expected a network of two units or more to search a cut in, got {total}; use --freeze none")
+        raise ConfigError(f"expected two units or more to search a cut in, got {last + 1} of {total}; give --freeze")
     if start is not None and not 0 <= start <= total:
         raise ConfigError(f"expected a start from 0 to {total} units, got {start}; profile this network again")
     begin = min(max(1, total // 2 if start is None else start), last)

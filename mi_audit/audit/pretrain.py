@@ -10,6 +10,7 @@ from mi_audit.audit.scene import Scene, load_planned_model
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn.classifier import Classifier
+from mi_audit.nn.edits import SEAL
 from mi_audit.store.files import digest
 from mi_audit.store.splits import FEWEST, split
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
@@ -39,7 +40,7 @@ class PublicStart:
     def copy_into(self, classifier: Classifier) -> dict[str, object]:
         """Copy every tensor whose name and shape fit and say which did not; the head never fits another class list."""
         mine = classifier.net.state_dict()
-        head = {name for name in mine if name.startswith(f"{classifier.head_name}.")}
+        head = {name for name in mine if name.startswith(f"{classifier.head_name}.")} | {SEAL}
         fitting = {k: v for k, v in self.weights.items() if k in mine and k not in head and v.shape == mine[k].shape}
         missed = sorted(set(mine) - set(fitting))
         if len(fitting) < len(mine) / 2:

@@ -64,11 +64,14 @@ def exit_code(result: Sweep, exit_zero: bool = False) -> int:
 
 def show_sweep_estimate(session: Session, plan: Plan) -> None:
     """Print the grid, and the estimate of one value times the number of values."""
+    from mi_audit.audit.defend import composition_of
     from mi_audit.audit.estimate import estimate
     from mi_audit.audit.sweep import grid_of, sweep_plans
 
     grid = grid_of(plan)
     plans = sweep_plans(plan, grid)
+    for one in plans:
+        composition_of(one)
     with watching(session) as progress:
         found = estimate(plans[0], "defend", progress)
     seconds, count = found.seconds * len(plans), len(plans)

@@ -52,7 +52,7 @@ def test_views_cost_passes_through_the_target(digits: Path, cache: Path, tmp_pat
 def test_a_defense_trains_and_attacks_two_models_per_seed(cache: Path, tmp_path: Path):
     found = estimate(replace(defend_plan(tmp_path / "run", tmp_path / "cache"), seeds=3), "defend")
     assert found.jobs == 2 * 2 * 3 * 2
-    assert row(found, "training of 6 models")
+    assert row(found, "training of 3 undefended models") and row(found, "training of 3 models with tldmi")
 
 
 def test_models_of_controls_are_trained_and_attacked_too(digits: Path, cache: Path, tmp_path: Path):
@@ -98,3 +98,15 @@ def test_a_gate_that_may_stop_early_makes_the_estimate_an_upper_bound(digits: Pa
     assert row(estimate(replace(plan, decision=decision, positive_control=False), "attack"), "attacked").startswith(
         "at most 2 classes"
     )
+
+
+def test_a_defense_that_cannot_be_built_is_refused_before_the_probe(cache: Path, tmp_path: Path):
+    plan = defend_plan(tmp_path / "run", cache)
+    with pytest.raises(ConfigError, match="negls"):
+        estimate(replace(plan, defend=replace(plan.defend, method="negls+ca", freeze=None)), "defend")
+
+
+def test_a_search_of_the_freeze_point_is_counted(cache: Path, tmp_path: Path):
+    plan = defend_plan(tmp_path / "run", cache)
+    found = estimate(replace(plan, defend=replace(plan.defend, freeze="auto")), "defend")
+    assert row(found, "search of the freeze point")

@@ -142,3 +142,16 @@ def test_stage_ends():
 def test_refuses(stages, delta, start, message):
     with pytest.raises(ConfigError, match=message):
         search(stages, delta, Trainer(FALLING), start)
+
+
+def test_units_that_another_defense_changes_are_never_frozen():
+    asked = []
+
+    def val_accuracy(spec):
+        asked.append(spec)
+        return 1.0
+
+    found = search(("a", "a", "b", "b", "c", "c"), 0.02, val_accuracy, start=5, limit=4)
+    assert found.units == 4 and "84%" not in asked  # five of six
+    with pytest.raises(ConfigError, match="expected two units or more to search a cut in, got 1 of 6; give --freeze"):
+        search(("a",) * 6, 0.02, val_accuracy, limit=0)
