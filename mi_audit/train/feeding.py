@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images, Labels
+from mi_audit.nn.modes import evaluating
 from mi_audit.train.augment import DRAWS, Augmentation, augment
 from mi_audit.train.seeding import stream
 
@@ -122,14 +123,12 @@ def _resident(data: Dataset, device: str) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def fastest_layout(model: nn.Module, images: Images) -> torch.memory_format:
     """Put `model` into channels-last where it accepts that; networks that flatten with `.view` do not."""
-    modes = [(module, module.training) for module in model.modules()]
     layout = torch.channels_last
-    model.eval().to(memory_format=layout)
+    model.to(memory_format=layout)
     try:
-        model(images.contiguous(memory_format=layout))
+        with evaluating(model):
+            model(images.contiguous(memory_format=layout))
     except RuntimeError:
         layout = torch.contiguous_format
         model.to(memory_format=layout)
-    for module, training in modes:
-        module.training = training
     return layout
