@@ -53,6 +53,7 @@ class TrapMID(Defense):
         "distil the model on public images without triggers and attack the student; fit a prior that holds no triggers"
     )
     slots: ClassVar = frozenset({Slot.TERM})
+    looks_again: ClassVar = True
     untested: ClassVar = {
         "tldmi": "frozen layers may leave too little room for trapdoors; watch trap_loss",
         "ca": "its fine-tuning may wash the trapdoors out; watch trap_loss",

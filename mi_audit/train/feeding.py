@@ -16,11 +16,17 @@ from mi_audit.train.seeding import stream
 
 
 class Batch(NamedTuple):
-    """Images in [0, 1] with their labels; `done` counts the images of the epoch so far."""
+    """Images in [0, 1] with their labels.
+
+    Attributes:
+        done: Images of the epoch so far.
+        rows: Their positions in the data set; None when a stepper drew them.
+    """
 
     images: Images
     labels: Labels
     done: int
+    rows: Labels | None = None
 
 
 class Feed:
@@ -80,7 +86,7 @@ class Feed:
         order = order.to(self.pixels.device)
         uniform = torch.rand(self.count, DRAWS, generator=rng).to(self.device)
         for rows in self.slices:
-            yield Batch(*self._serve(order[rows], uniform[rows]), rows.stop)
+            yield Batch(*self._serve(order[rows], uniform[rows]), rows.stop, order[rows])
 
     def take(self, rows: Labels, rng: torch.Generator) -> tuple[Images, Labels]:
         """The images with these numbers, augmented by `rng`, for whoever draws the batches in our place."""
