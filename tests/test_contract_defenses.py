@@ -126,6 +126,26 @@ def test_the_same_seed_trains_the_same_weights(name):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("name", [name for name, one in registry.defenses().items() if Slot.TERM in one.slots])
+def test_says_whether_its_term_runs_the_network_again(name, monkeypatch):
+    method, model = fresh(name)
+    passes, term = [], type(method).term
+
+    def counted(self, step):
+        hook = step.model.register_forward_hook(lambda *_: passes.append(1))
+        try:
+            return term(self, step)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(type(method), "term", counted)
+    recipe = Recipe(epochs=1 + sum(p.epochs for p in method.phases()), batch_size=48, precision="32")
+    fit_defended(
+        model.classifier, private(), private(), recipe, {name: method}, seed=0, device="cpu", on_step=lambda *_: None
+    )
+    assert bool(passes) == method.looks_again
+
+
 @every_defense
 def test_is_frozen_and_known_by_its_settings(name):
     assert built(name) == built(name)

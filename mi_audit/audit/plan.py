@@ -105,6 +105,7 @@ class DefendPlan:
         freeze: Freeze grammar; None takes the method's own.
         pretrained: `auto` (train on labelled public data), or a model reference whose weights start both models.
         epochs, lr, batch_size: None takes the profile's recipe.
+        augment: Random changes of the training images; `auto` is `faces` for colour pictures, `shift` for grey ones.
         save: Where to copy the defended weights; None leaves them in the run folder only.
         settings: Hyper-parameters, by defense.
         sweep: Setting and values to repeat the defense with, in the grammar of `audit.grids`; None runs it once.
@@ -117,6 +118,7 @@ class DefendPlan:
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
+    augment: Literal["auto", "none", "shift", "faces"] = "auto"
     save: Path | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     sweep: str | None = None

@@ -13,6 +13,7 @@ from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
 from mi_audit.train.accuracy import accuracy
+from mi_audit.train.augment import Augmentation
 from mi_audit.train.classifier import Fit
 from mi_audit.train.defended import DefendedFit, fit_defended, freeze
 from mi_audit.train.recipe import Recipe
@@ -40,11 +41,12 @@ class Retraining:
 def defend_recipe(scene: Scene) -> Recipe:
     """How models are fine-tuned from the public start."""
     plan, small = scene.plan.defend, scene.size <= 40
+    usual: Augmentation = "faces" if scene.splits.train.channels == 3 else "shift"
     return Recipe(
         epochs=plan.epochs or (12 if small else 30),
         lr=plan.lr or 0.05,
         batch_size=plan.batch_size or 64,
-        augment="faces" if scene.splits.train.channels == 3 else "shift",
+        augment=usual if plan.augment == "auto" else plan.augment,
         precision=scene.plan.precision,
     )
 
@@ -96,6 +98,9 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
         net, scene.splits.train, scene.splits.val, recipe, parts, seed=seed, device=scene.device,
         on_step=scene.progress.step, checkpoint=checkpoint,
     )  # fmt: skip
+    for name, fit in fitted.phases:
+        if "frozen_prefix" in fit.facts:
+            scene.progress.note(f"{name}: {fit.facts['frozen_prefix']}")
     for name, part in parts.items():
         lacking = part.shortfall(fitted.notes(name))
         if lacking:

@@ -35,7 +35,8 @@ PLACES = {
     ("defend", "save"),
     ("waivers",),
 }  # not in results
-RETRAINING = {("defend", name) for name in ("pretrained", "epochs", "lr", "batch_size")}  # of counterfactual targets
+RECIPE = ("pretrained", "epochs", "lr", "batch_size", "augment")
+RETRAINING = {("defend", name) for name in RECIPE}  # of counterfactual targets
 IDLE = {("decision", name) for name in ("tau", "alpha", "sequential")}  # refused without --policy audit-v1
 
 

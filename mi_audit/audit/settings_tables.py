@@ -165,6 +165,10 @@ class DefendTable(Table):
     epochs: Count | None = Field(default=None, description="training epochs", examples=[30])
     lr: Rate | None = Field(default=None, description="learning rate", examples=[0.01])
     batch_size: Count | None = Field(default=None, description="training batch size", examples=[64])
+    augment: Literal["auto", "none", "shift", "faces"] = Field(
+        default="auto",
+        description="random changes of training images; shift does not mirror; auto: faces in colour, else shift",
+    )
     save: Path | None = Field(
         default=None, description="copy the defended weights here", examples=["defended.safetensors"]
     )

@@ -193,6 +193,8 @@ class Defense(ABC):
         deviations: What differs from the published code, and why.
         excludes: Defenses it cannot be combined with, by command-line name, each with the reason.
         untested: Defenses with which it has no published combination and a doubt, each with the doubt.
+        looks_again: Whether its term runs the network once more, or follows gradients to the images. Otherwise, where
+            the images stay the same, frozen layers may run once for the whole training instead of in every step.
         images_per_class: Number of pictures per class in a batch when batches must be balanced; None draws at random.
     """
 
@@ -205,6 +207,7 @@ class Defense(ABC):
     deviations: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[Mapping[str, str]] = {}
     untested: ClassVar[Mapping[str, str]] = {}
+    looks_again: ClassVar[bool] = False
 
     @property
     def images_per_class(self) -> int | None:

@@ -51,6 +51,7 @@ class ATAT(Defense):
         "to eight bits and average gradients over noisy copies, so that features that fine cancel"
     )
     slots: ClassVar = frozenset({Slot.TERM})
+    looks_again: ClassVar = True
     excludes: ClassVar = {"trap-mid": "both shape what lies one faint change away from an image, and undo each other's"}
     untested: ClassVar = {
         "mid": "the search runs without the noise of the head, which blurs what it finds",

@@ -10,8 +10,9 @@ from mi_audit.core.defense import Defense, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images, Labels, Scalar
+from mi_audit.nn.modes import evaluating
 from mi_audit.nn.objectives import cross_entropy
-from mi_audit.nn.shortcuts import evaluating, slope
+from mi_audit.nn.shortcuts import slope
 from mi_audit.nn.trapdoors import Trapdoors
 from mi_audit.train.augment import DRAWS, Augmentation, augment
 
@@ -52,6 +53,7 @@ class TrapMID(Defense):
         "distil the model on public images without triggers and attack the student; fit a prior that holds no triggers"
     )
     slots: ClassVar = frozenset({Slot.TERM})
+    looks_again: ClassVar = True
     untested: ClassVar = {
         "tldmi": "frozen layers may leave too little room for trapdoors; watch trap_loss",
         "ca": "its fine-tuning may wash the trapdoors out; watch trap_loss",

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images
 from mi_audit.nn.heads import Head
+from mi_audit.nn.modes import evaluating
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 OPERATORS = (nn.Linear, _ConvNd)
@@ -114,17 +115,14 @@ def _calls(model: nn.Module, modules: Mapping[str, nn.Module], example: Images) 
         del module
         calls.setdefault(name, Call(began[name], len(began) + len(calls), _shape(inputs), _shape((output,))))
 
-    modes = {module: module.training for module in modules.values()}
     hooks = [module.register_forward_pre_hook(partial(enter, name)) for name, module in modules.items()]
     hooks += [module.register_forward_hook(partial(leave, name)) for name, module in modules.items()]
     try:
-        with torch.no_grad():
-            model.eval()(example[:1])
+        with torch.no_grad(), evaluating(model):
+            model(example[:1])
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return calls
 
 

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mi_audit.core.errors import TargetError
 from mi_audit.core.types import Images, Logits
+from mi_audit.nn.modes import evaluating
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow uses
 
@@ -88,21 +89,18 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def _trace(self) -> tuple[str, int]:
-        training = {module: module.training for module in self.net.modules()}
         device = next((parameter.device for parameter in self.net.parameters()), torch.device("cpu"))
         self.to(device)
         example = self.prepare(torch.zeros(2, self.channels, self.size, self.size, device=device))
         try:
-            return find_head(self.net.eval(), lambda: self._pick(self.net(example)))
+            with evaluating(self.net):
+                return find_head(self.net, lambda: self._pick(self.net(example)))
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TargetError(
                 f"expected a network that accepts {self.channels}x{self.size}x{self.size} images, got the error "
                 f"'{reason}'; correct --input-size or --channels"
             ) from error
-        finally:
-            for module, mode in training.items():
-                module.training = mode
 
 
 def find_head(net: nn.Module, run: Callable[[], Tensor]) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.run import Run
 from mi_audit.core.types import Images, Labels, Scores
 from mi_audit.nn.anatomy import dissect
+from mi_audit.nn.modes import evaluating
 
 BUDGET = 512 * 2**20  # bytes of per-sample gradients held at once, before activations
 LARGEST = 64  # images in a chunk, however small the network
@@ -203,15 +204,11 @@ def _still(model: nn.Module) -> Iterator[None]:
     """Eval mode, single precision and plain attention, which alone has vectorised second arguments, for the block."""
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ConfigError("expected weights in single precision, got others; convert the model to float32")
-    modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     device = next(model.parameters()).device.type
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH), torch.autocast(device, enabled=False):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes.items():
-            module.training = training

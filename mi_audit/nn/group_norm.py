@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn.freezing import train_mode
+from mi_audit.nn.modes import keeping_modes
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MOST_GROUPS = 32  # Wu & He, "Group Normalization", ECCV 2018
@@ -36,12 +37,9 @@ def training_batch_norms(net: nn.Module) -> tuple[str, ...]:
 
     Those of frozen layers do not, see `freezing.train_mode`. `net` is left as it was.
     """
-    modes = [(module, module.training) for module in net.modules()]
-    train_mode(net)
-    found = tuple(name for name, module in net.named_modules() if isinstance(module, _BatchNorm) and module.training)
-    for module, mode in modes:
-        module.training = mode
-    return found
+    with keeping_modes(net):
+        train_mode(net)
+        return tuple(name for name, module in net.named_modules() if isinstance(module, _BatchNorm) and module.training)
 
 
 def group_norm(net: nn.Module, *, modules: Sequence[str]) -> None:

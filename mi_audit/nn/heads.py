@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Features, Logits, Scalar
 from mi_audit.nn.classifier import find_head
+from mi_audit.nn.modes import evaluating
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
@@ -125,16 +126,10 @@ def find_seat(net: nn.Module, example: Tensor) -> Seat:
         TargetError: No layer has as many outputs as there are logits.
     """
     noise = torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        with torch.no_grad():
-            width = _last_width(net, noise)
-            name, _ = find_head(net, lambda: _logits(net(noise), width))
-            took, blanked = _blanked(net, name, noise, width)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with torch.no_grad(), evaluating(net):
+        width = _last_width(net, noise)
+        name, _ = find_head(net, lambda: _logits(net(noise), width))
+        took, blanked = _blanked(net, name, noise, width)
     num_classes, features = _weight(net, name).shape[:2]
     if took != (2, features) and took != (2, features, 1, 1):
         raise ConfigError(f"expected pooled features before {name!r}, got the shape {took}; pool before the last layer")

@@ -1,30 +1,14 @@
 """Faint changes of images that make a network see another class: what trapdoors and anti-adversarial training share."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mi_audit.core.types import Images, Labels, Scalar
+from mi_audit.nn.modes import evaluating
 from mi_audit.nn.objectives import cross_entropy
-
-
-@contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Eval mode inside, so that no running statistic moves; then every module gets its own mode back.
-
-    A mode per module, because batch norms of frozen layers stay in eval mode while the network trains.
-    """
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def slope(loss: Callable[[Tensor], Scalar], point: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
 from mi_audit.core.errors import ConfigError
+from mi_audit.nn.modes import evaluating
 from mi_audit.nn.skips_joining import WEAK, Add, Handler, Scaling, carried
 from mi_audit.nn.skips_reading import STATE, Join, between, joins, projection_of, refusal, trace, weights
 
@@ -76,15 +77,13 @@ def _inputs(net: nn.Module, names: Sequence[str], example: Tensor) -> dict[str, 
             raise refusal(block, "one that takes more than one tensor")
         taken[name] = arguments[0].clone()
 
-    modes = {module: module.training for module in net.modules()}
     hooks = [net.get_submodule(n).register_forward_pre_hook(partial(note, n), with_kwargs=True) for n in names]
     try:
-        net.eval()(example)
+        with evaluating(net):
+            net(example)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return taken
 
 

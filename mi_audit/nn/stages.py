@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images
 from mi_audit.nn.anatomy import Anatomy, dissect
+from mi_audit.nn.modes import evaluating
 
 MOST_STAGES = 8  # of EfficientNet there are 7; networks with more name every block a stage
 SPREAD = 4  # layers that stand for a network without usable stages
@@ -51,20 +52,17 @@ def _run_once(model: nn.Module, example: Images) -> set[str]:
         del module, inputs
         runs[name] += 1 if isinstance(output, torch.Tensor) else 2
 
-    modes = {module: module.training for module in model.modules()}
     hooks = [
         module.register_forward_hook(partial(count, name))
         for name, module in model.named_modules()
         if name and not isinstance(module, _DropoutNd)
     ]
     try:
-        with torch.no_grad():
-            model.eval()(example[:1])
+        with torch.no_grad(), evaluating(model):
+            model(example[:1])
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return {name for name, number in runs.items() if number == 1}
 
 

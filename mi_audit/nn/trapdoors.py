@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mi_audit.core.types import Images, Labels, Scalar
 from mi_audit.nn.classifier import Classifier, find_head
-from mi_audit.nn.shortcuts import evaluating
+from mi_audit.nn.modes import evaluating
 
 
 class Trapdoors(nn.Module):

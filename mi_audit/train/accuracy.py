@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.report import Interval, Quantity
 from mi_audit.nn.intervals import clopper_pearson
+from mi_audit.nn.modes import evaluating
 
 
 @torch.no_grad()
@@ -25,15 +26,12 @@ def accuracy(model: nn.Module, data: Dataset, device: str, batch_size: int = 256
 @torch.no_grad()
 def hits_and_loss(model: nn.Module, data: Dataset, device: str, batch_size: int = 256) -> tuple[int, float]:
     """Images classified rightly, and the summed cross-entropy; leaves the model in the mode it was in."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     hits = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), device=device)
-    for start in range(0, len(data), batch_size):
-        rows = slice(start, start + batch_size)
-        logits, labels = model(data.images(rows, device)).float(), data.labels[rows].to(device)
-        hits += (logits.argmax(dim=1) == labels).sum()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-    for module, mode in training.items():
-        module.training = mode
+    with evaluating(model):
+        for start in range(0, len(data), batch_size):
+            rows = slice(start, start + batch_size)
+            logits, labels = model(data.images(rows, device)).float(), data.labels[rows].to(device)
+            hits += (logits.argmax(dim=1) == labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
     return int(hits), float(loss)

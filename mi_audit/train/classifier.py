@@ -1,6 +1,7 @@
 """The training loop of classifiers: targets, defended targets and evaluators."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,13 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Training
 from mi_audit.core.errors import ConfigError, DataError, Diverged
 from mi_audit.core.prior import Progress
-from mi_audit.core.types import Scalar
+from mi_audit.core.types import Labels, Scalar
 from mi_audit.nn.freezing import train_mode
 from mi_audit.train import checkpoint as checkpoints
 from mi_audit.train.accuracy import hits_and_loss
 from mi_audit.train.feeding import Batch, Feed, fastest_layout
 from mi_audit.train.objective import Loss, Objective, Position, cross_entropy
+from mi_audit.train.prefix import AGAIN, FrozenPrefix, frozen_prefix
 from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded
 
@@ -56,7 +58,7 @@ class Fit:
         val_accuracy: Of the weights that were kept, as a share; None without validation images.
         epoch: The epoch they come from, counted from 1.
         history: Every epoch.
-        facts: What a stepper that took the trainer's place did.
+        facts: What a stepper that took the trainer's place did, and whether a frozen prefix ran only once.
     """
 
     val_accuracy: float | None
@@ -93,7 +95,8 @@ def fit(
         span: Where this training lies in a longer one with the same schedule; None is all of it.
         on_step: Called as `on_step("epoch 3/20", images done, images in all epochs)`.
         checkpoint: Where to keep an unfinished run; a run that finds its own file there goes on after its last whole
-            epoch, and ends with the weights of an uninterrupted run, bit for bit.
+            epoch, and ends with the weights of an uninterrupted run: bit for bit, unless a frozen prefix that was kept
+            (see `train.prefix`) no longer fits into memory.
 
     Raises:
         ConfigError: No parameter requires grad.
@@ -135,6 +138,8 @@ class _Course:
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     chosen: int = -1
+    prefix: FrozenPrefix | None = None
+    prefix_note: str = ""
 
     def __post_init__(self) -> None:
         self.model.to(self.device)
@@ -178,13 +183,30 @@ class _Course:
     def _update(self, batch: Batch, at: Position) -> tuple[Scalar, Mapping[str, Scalar]]:
         if self.stepper is not None:
             return self.objective.advance(self.stepper, batch.images, batch.labels, at), {}
-        loss, notes = self.objective(self.model, batch.images, batch.labels, at)
+        with self._behind_prefix(batch.rows):
+            loss, notes = self.objective(self.model, batch.images, batch.labels, at)
         self.optimiser.zero_grad()
         loss.backward()
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(_trainable(self.model), self.recipe.clip)
         self.optimiser.step()
         return loss.detach(), notes
+
+    def _behind_prefix(self, rows: Labels | None) -> AbstractContextManager[None]:
+        return nullcontext() if self.prefix is None or rows is None else self.prefix.instead(rows)
+
+    def keep_prefix(self) -> None:
+        """Run the frozen layers for all images now, where every epoch would only repeat it."""
+        repeated = self.recipe.augment == "none" and self.recipe.epochs > 1
+        if not repeated or all(parameter.requires_grad for parameter in self.model.parameters()):
+            return
+        watched = self.objective.watches
+        if watched is None:
+            self.prefix_note = f"{AGAIN}: a defense changes the images, draws its batches or looks twice"
+            return
+        self.prefix, self.prefix_note = frozen_prefix(
+            self.model, self.train, device=self.device, precision=self.recipe.precision, taps=watched
+        )
 
     def _rate(self, epochs: float) -> None:
         for group in self.optimiser.param_groups:
@@ -223,10 +245,11 @@ class _Course:
 
     def _others(self) -> dict[str, object]:
         stepper = {"stepper": self.stepper.state()} if self.stepper else {}
-        return {"objective": self.objective.state(), **stepper}
+        prefix = {"prefix": self.prefix is not None, "prefix_note": self.prefix_note}
+        return {"objective": self.objective.state(), **prefix, **stepper}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Go back to `state`; without one, start."""
+        """Go back to `state`; without one, start. What began without a prefix goes on without, in the same numbers."""
         if state is not None:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
@@ -236,6 +259,9 @@ class _Course:
             self.objective.restore(state["objective"])
             if self.stepper is not None:
                 self.stepper.restore(state["stepper"])
+            self.prefix_note = state["prefix_note"]
+        if state is None or state["prefix"]:
+            self.keep_prefix()
 
     def finish(self) -> Fit:
         """Put the chosen weights into the model, in the usual memory layout and in eval mode."""
@@ -244,7 +270,8 @@ class _Course:
         self.model.to(memory_format=torch.contiguous_format).eval()
         self.chosen = self.chosen if self.chosen >= 0 else len(self.history) - 1  # no epoch counted
         accuracy_there = self.history[self.chosen].val_accuracy if self.history else None
-        facts = self.stepper.facts() if self.stepper else {}
+        facts: dict[str, object] = {"frozen_prefix": self.prefix_note} if self.prefix_note else {}
+        facts |= self.stepper.facts() if self.stepper else {}
         return Fit(accuracy_there, self.chosen + 1, tuple(self.history), facts)
 
     def close(self) -> None:

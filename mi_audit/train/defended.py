@@ -68,6 +68,12 @@ class DefendedObjective(Objective):
         """The balance that a part asks for."""
         return next((part.images_per_class for part in self._parts.values() if part.images_per_class), None)
 
+    @property
+    def watches(self) -> frozenset[str] | None:
+        if any(part.looks_again or part.slots & {Slot.DATA, Slot.STEP} for part in self._parts.values()):
+            return None
+        return frozenset(module for tapped in self._taps.values() for module in tapped)
+
     def __call__(self, model: nn.Module, images: Images, labels: Labels, at: Position) -> Losses:
         moments = {name: self._moment(name, at) for name in self._parts}
         for name, part in self._filling(Slot.DATA):

@@ -10,16 +10,23 @@ from torch import Tensor, nn
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images, Labels
+from mi_audit.nn.modes import evaluating
 from mi_audit.train.augment import DRAWS, Augmentation, augment
 from mi_audit.train.seeding import stream
 
 
 class Batch(NamedTuple):
-    """Images in [0, 1] with their labels; `done` counts the images of the epoch so far."""
+    """Images in [0, 1] with their labels.
+
+    Attributes:
+        done: Images of the epoch so far.
+        rows: Their positions in the data set; None when a stepper drew them.
+    """
 
     images: Images
     labels: Labels
     done: int
+    rows: Labels | None = None
 
 
 class Feed:
@@ -79,7 +86,7 @@ class Feed:
         order = order.to(self.pixels.device)
         uniform = torch.rand(self.count, DRAWS, generator=rng).to(self.device)
         for rows in self.slices:
-            yield Batch(*self._serve(order[rows], uniform[rows]), rows.stop)
+            yield Batch(*self._serve(order[rows], uniform[rows]), rows.stop, order[rows])
 
     def take(self, rows: Labels, rng: torch.Generator) -> tuple[Images, Labels]:
         """The images with these numbers, augmented by `rng`, for whoever draws the batches in our place."""
@@ -122,14 +129,12 @@ def _resident(data: Dataset, device: str) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def fastest_layout(model: nn.Module, images: Images) -> torch.memory_format:
     """Put `model` into channels-last where it accepts that; networks that flatten with `.view` do not."""
-    modes = [(module, module.training) for module in model.modules()]
     layout = torch.channels_last
-    model.eval().to(memory_format=layout)
+    model.to(memory_format=layout)
     try:
-        model(images.contiguous(memory_format=layout))
+        with evaluating(model):
+            model(images.contiguous(memory_format=layout))
     except RuntimeError:
         layout = torch.contiguous_format
         model.to(memory_format=layout)
-    for module, training in modes:
-        module.training = training
     return layout

@@ -49,6 +49,14 @@ class Objective:
         """Pictures of one class in a batch that is balanced by class; None shuffles plainly."""
         return None
 
+    @property
+    def watches(self) -> frozenset[str] | None:
+        """Modules whose outputs it looks at, when it otherwise needs nothing but the logits of the images it is given.
+
+        None when it may change the images or look at the network in other ways.
+        """
+        return None
+
     def __call__(self, model: nn.Module, images: Images, labels: Labels, at: Position) -> Losses:
         with autocast(at.device, at.precision):
             return Losses(self._loss(model, images, labels).float())

@@ -1,7 +1,7 @@
 """Training behind a frozen prefix: its activations are computed once and kept, instead of again in every epoch."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.types import Images, Logits
 from mi_audit.nn.anatomy import Anatomy, Call, dissect
 from mi_audit.nn.freezing import train_mode
+from mi_audit.nn.modes import evaluating, keeping_modes
 from mi_audit.nn.precision import Precision, autocast
 
 SHARE = 0.25  # of the free memory, at most
@@ -48,42 +49,57 @@ class FrozenPrefix:
     skipped: dict[str, Call]
     features: Tensor
 
-    def logits(self, images: Images, rows: Tensor) -> Logits:
-        """What `model(images)` gives in its present mode, for the training images `rows`, without running the prefix.
+    @contextmanager
+    def instead(self, rows: Tensor) -> Iterator[None]:
+        """The first pass of the network inside goes on from what was kept for the training images `rows`.
 
-        Modules of the prefix give zeros of the right shape, so hooks on them see nothing useful.
+        It has to be given these images: code between modules looks at them, such as a resize. Modules of the prefix
+        give zeros of the right shape in that pass, so hooks on them see nothing useful. Further passes are whole.
 
         Args:
-            images: The same images; only code between modules looks at them, such as a resize.
-            rows: Their positions in the data set.
+            rows: Positions in the data set.
         """
-        kept = self.features[rows.to(self.features.device)].to(images.device)
+        kept = self.features[rows.to(self.features.device)]
         if self.features.dim() == 4 and self.features.is_contiguous(memory_format=torch.channels_last):
             kept = kept.contiguous(memory_format=torch.channels_last)
         with _skipping(self.model, self.skipped, self.name, kept):
+            yield
+
+    def logits(self, images: Images, rows: Tensor) -> Logits:
+        """What `model(images)` gives in its present mode, for the training images `rows`, without the prefix."""
+        with self.instead(rows):
             return self.model(images)
 
 
 def frozen_prefix(
-    model: nn.Module, data: Dataset, *, device: str, precision: Precision = "32", batch_size: int = 256
+    model: nn.Module,
+    data: Dataset,
+    *,
+    device: str,
+    precision: Precision = "32",
+    taps: Collection[str] = (),
+    batch_size: int = 256,
 ) -> tuple[FrozenPrefix | None, str]:
     """The cached prefix of `model`, and a note on what was kept or why nothing was.
 
     Only for trainings in which every epoch shows the same images: no augmentation, no change of the images, no loss
-    that needs gradients with respect to them or activations of the prefix. With frozen batch norms in eval mode the
-    prefix is then a fixed function. What enters the head is compared with a full pass for a few images first.
+    that needs gradients with respect to them. With frozen batch norms in eval mode the prefix is then a fixed
+    function: what enters the head of the network in eval mode is compared, for a few images, behind the prefix in
+    training mode and without it. Logits differ from those of the plain path by rounding, because the prefix saw the
+    images in other batches.
 
     Args:
         model: With its frozen parameters marked; stays as it is.
         data: All training images.
         device: Where they are trained on.
         precision: Of the training; the features are kept in the format that it computes.
+        taps: Names of modules whose outputs the loss looks at; the prefix ends before or with the first of them.
         batch_size: Images at once.
     """
     example = data.images(slice(0, CHECKED), device)
     anatomy = dissect(model, example)
-    with autocast(device, precision), _evaluating(model), torch.no_grad():
-        prefix = _found(model, anatomy, example)
+    with autocast(device, precision), evaluating(model), torch.no_grad():
+        prefix = _found(model, anatomy, example, taps)
         if isinstance(prefix, str):
             return None, prefix
         per_image = prefix.features[0].numel() * prefix.features.element_size()
@@ -98,31 +114,34 @@ def frozen_prefix(
     return prefix, f"the frozen prefix, up to {prefix.name}, ran once; its features take {needed / 2**20:,.1f} MiB"
 
 
-def prefix_ends(model: nn.Module, anatomy: Anatomy) -> tuple[str, ...]:
-    """Modules at whose end nothing that learns or is random has run yet, the last first."""
+def prefix_ends(model: nn.Module, anatomy: Anatomy, taps: Collection[str] = ()) -> tuple[str, ...]:
+    """Modules at whose end nothing that learns or is random has run yet and no tap is over, the last first."""
     modules = dict(model.named_modules())
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    with _restoring(model):
+    with keeping_modes(model):
         train_mode(model)
         varying = [
             call.start for name, call in anatomy.calls.items() if modules[name].training and _varies(modules[name])
         ]
     learning = [tick for name, tick in anatomy.moments.items() if name not in frozen]
-    limit = min([*varying, *learning], default=float("inf"))
+    watched = [anatomy.calls[name].end + 1 if name in anatomy.calls else 0 for name in taps]
+    limit = min([*varying, *learning, *watched], default=float("inf"))
     first = min((tick for name, tick in anatomy.moments.items() if name in frozen), default=limit)
     ends = {name: call.end for name, call in anatomy.calls.items() if name and first < call.end < limit}
     return tuple(sorted(ends, key=lambda name: -ends[name]))
 
 
 def free_memory(device: str) -> int:
-    """Bytes that may be taken on `device`."""
+    """Bytes that may be taken on `device`; a quarter of all where the system does not say what is free."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    known = "SC_AVPHYS_PAGES" in os.sysconf_names
+    pages = os.sysconf("SC_AVPHYS_PAGES") if known else os.sysconf("SC_PHYS_PAGES") // 4
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _found(model: nn.Module, anatomy: Anatomy, example: Images) -> FrozenPrefix | str:
-    ends = prefix_ends(model, anatomy)
+def _found(model: nn.Module, anatomy: Anatomy, example: Images, taps: Collection[str]) -> FrozenPrefix | str:
+    ends = prefix_ends(model, anatomy, taps)
     if not ends:
         return "no frozen prefix: nothing to keep"
     rows = torch.arange(len(example))
@@ -159,7 +178,7 @@ def _before(anatomy: Anatomy, name: str) -> dict[str, Call]:
 
 
 def _output(model: nn.Module, name: str, images: Images) -> Any:  # noqa: ANN401
-    """What the module `name` gives for `images`; nothing behind it runs."""
+    """What the module `name` gives for `images` while the network trains; nothing behind it runs."""
 
     def stop(module: nn.Module, inputs: object, output: object) -> None:
         del module, inputs
@@ -167,7 +186,9 @@ def _output(model: nn.Module, name: str, images: Images) -> Any:  # noqa: ANN401
 
     hook = model.get_submodule(name).register_forward_hook(stop)
     try:
-        model(images)
+        with keeping_modes(model):
+            train_mode(model)
+            model(images)
     except _Reached as reached:
         return reached.output
     finally:
@@ -233,21 +254,3 @@ def _zeros(kept: Tensor, call: Call) -> Callable[..., Tensor]:
         return zero.expand(shape)
 
     return give
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    with _restoring(model):
-        model.eval()
-        yield
-
-
-@contextmanager
-def _restoring(model: nn.Module) -> Iterator[None]:
-    """Put every module back into its mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

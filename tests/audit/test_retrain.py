@@ -1,23 +1,28 @@
 """A model that a run trained is used again only for what it was trained for."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from mi_audit.audit import retrain
 from mi_audit.audit.composition import UNDEFENDED, compose
+from mi_audit.audit.plan import DefendPlan
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.retrain import Retraining, retrained
 from mi_audit.audit.scene import Scene, open_scene
+from mi_audit.audit.settings_tables import DefendTable
 from mi_audit.core.dataset import Dataset
 from mi_audit.store.targets import LoadedModel, save_model
+from mi_audit.train.augment import Augmentation
 from mi_audit.train.recipe import Recipe
 from tests.world import defend_plan
 
+AUGMENTED = [("auto", 1, "shift"), ("auto", 3, "faces"), ("none", 3, "none"), ("faces", 1, "faces")]
 PLAIN = Retraining(UNDEFENDED, None, Recipe(epochs=2, precision="32"))
 
 
@@ -87,6 +92,33 @@ def test_weights_without_a_key_are_trained_anew(scene, tmp_path):
     old, _ = fresh_private_model(scene, None, 0, {})
     save_model(file, old, {})
     assert not same(retrained(scene, PLAIN, 0, file, "plain"), old)
+
+
+@pytest.mark.parametrize(("wanted", "channels", "trained"), AUGMENTED)
+def test_images_are_changed_as_the_user_says_or_as_suits_their_colours(scene, wanted, channels, trained):
+    pixels = scene.splits.train.pixels[:, :1].expand(-1, channels, -1, -1)
+    splits = replace(scene.splits, train=replace(scene.splits.train, pixels=pixels))
+    plan = replace(scene.plan, defend=replace(scene.plan.defend, augment=wanted))
+    assert retrain.defend_recipe(replace(scene, plan=plan, splits=splits)).augment == trained
+
+
+def test_it_offers_every_augmentation_there_is():
+    (offered,) = [field.type for field in fields(DefendPlan) if field.name == "augment"]
+    assert set(get_args(offered)) == {"auto", *get_args(Augmentation)}
+    assert DefendTable.model_fields["augment"].annotation == offered
+
+
+def test_the_manifest_and_the_progress_say_that_frozen_layers_ran_once(scene, tmp_path, monkeypatch):
+    notes: list[str] = []
+    monkeypatch.setattr(Silent, "note", lambda _self, text: notes.append(text))
+    how = replace(PLAIN, composition=compose("tldmi", {}, "linear-probe"))
+    phases = retrained(scene, how, 0, tmp_path / "m.safetensors", "frozen").defense["phases"]
+    said = phases["main"]["frozen_prefix"]
+    assert said.startswith("the frozen prefix, up to net.") and f"main: {said}" in notes
+    shifted = replace(how, recipe=replace(how.recipe, augment="shift"))
+    assert (
+        "frozen_prefix" not in retrained(scene, shifted, 0, tmp_path / "m.safetensors", "s").defense["phases"]["main"]
+    )
 
 
 class Killed(Silent):

@@ -321,9 +321,9 @@ def test_attack_commands_do_not_mention_the_defense(tmp_path):
 
 def test_attack_commands_say_how_a_counterfactual_target_is_trained(tmp_path):
     flags = {("model", "ref"): "m", ("run", "controls"): "counterfactual"}
-    resolved = merged(flags, ["defend.epochs=3", "defend.freeze=80%"], folder=tmp_path)
+    resolved = merged(flags, ["defend.epochs=3", "defend.freeze=80%", "defend.augment=none"], folder=tmp_path)
     line = command_line(resolved, "attack")
-    assert line == "mi-audit attack m --set defend.epochs=3 --controls counterfactual"
+    assert line == "mi-audit attack m --set defend.augment=none --set defend.epochs=3 --controls counterfactual"
     assert "--epochs 3" in command_line(resolved, "defend")
     usual = merged({("model", "ref"): "m"}, ["defend.epochs=3"], folder=tmp_path)
     assert command_line(usual, "attack") == "mi-audit attack m"

@@ -1,10 +1,9 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mi_audit.nn.shortcuts import evaluating, mislead, slope
+from mi_audit.nn.shortcuts import mislead, slope
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import classifier
 
@@ -23,17 +22,6 @@ def state(net):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_every_module_gets_its_own_mode_back_even_after_an_error():
-    net, other = plain_cnn().train(), plain_cnn().eval()
-    net[1].eval()
-    before = [module.training for module in (*net.modules(), *other.modules())]
-    with pytest.raises(KeyError), evaluating(net, other):
-        assert not any(module.training for module in net.modules())
-        raise KeyError
-    assert [module.training for module in (*net.modules(), *other.modules())] == before
-    assert net.training and not net[1].training and not other.training
 
 
 def test_the_slope_is_the_gradient_and_reaches_no_parameter():

@@ -41,6 +41,7 @@ def test_the_plain_order_is_one_permutation_of_the_seed_and_the_epoch():
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
     assert torch.equal(torch.cat([batch.labels for batch in batches]), data.labels[order])
     assert [batch.done for batch in batches] == [7, 14, 21, 24]
+    assert torch.equal(torch.cat([batch.rows for batch in batches]), order)
 
 
 def test_balanced_batches_hold_k_images_of_each_of_p_classes():
@@ -65,6 +66,7 @@ def test_a_balanced_epoch_serves_every_image_once_with_its_own_label():
     batches = epoch(data, 8, 4)
     served = [row for batch in batches for row in rows(batch)]
     assert sorted(served) == list(range(34))
+    assert torch.cat([batch.rows for batch in batches]).tolist() == served
     assert torch.cat([batch.labels for batch in batches]).tolist() == data.labels[served].tolist()
     assert [batch.done for batch in batches] == [8, 16, 24, 32, 34]
 

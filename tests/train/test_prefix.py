@@ -128,6 +128,44 @@ def test_a_way_round_the_end_is_noticed():
     assert frozen_prefix(net, dataset(), device="cpu")[0].name == "first"
 
 
+def test_a_prefix_that_is_random_in_training_is_noticed():
+    class Noisy(nn.Module):
+        def forward(self, maps):
+            return F.dropout(maps, 0.5, self.training)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Noisy(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    net[0].requires_grad_(False)
+    assert prefix_ends(net, dissect(net, EXAMPLE))[0] == "3"  # nothing tells by name
+    prefix, note = frozen_prefix(net, dataset(), device="cpu")
+    assert prefix is not None and prefix.name == "0", note
+
+
+def test_taps_end_the_prefix():
+    net = frozen_cnn()
+    anatomy = dissect(net, EXAMPLE)
+    assert prefix_ends(net, anatomy)[:2] == ("8", "7")
+    assert prefix_ends(net, anatomy, {"8", "17"})[0] == "8"  # what it gives is what was kept
+    assert prefix_ends(net, anatomy, {"5", "8"})[0] == "5"
+    assert prefix_ends(net, anatomy, {"never ran"}) == ()
+    prefix, _ = frozen_prefix(net, dataset(), device="cpu", taps={"5"})
+    assert prefix is not None and prefix.name == "5"
+
+
+def test_only_the_first_pass_goes_on_from_what_was_kept():
+    net, images = frozen_cnn().eval(), dataset().images()
+    prefix, _ = frozen_prefix(net, dataset(), device="cpu")
+    with torch.no_grad(), prefix.instead(torch.zeros(len(images), dtype=torch.int64)):
+        assert len(net(images).unique(dim=0)) == 1  # all of them the first image
+        assert torch.equal(net(images), frozen_cnn().eval()(images))
+
+
+def test_where_free_memory_is_unknown_a_quarter_of_all_counts(monkeypatch):
+    sizes = {"SC_PHYS_PAGES": 40, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(module.os, "sysconf_names", sizes)
+    monkeypatch.setattr(module.os, "sysconf", sizes.__getitem__)
+    assert module.free_memory("cpu") == 10 * 4096
+
+
 def test_the_prefix_ends_before_random_layers():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
