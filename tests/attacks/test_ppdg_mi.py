@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from mi_audit.attacks.ppdg_mi import PPDGMI
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.run import Run
 from mi_audit.core.target import Access, TorchTarget
+from tests.priors import test_gmi_gan, test_kedmi_gan, test_stylegan2
 from tests.toy import TunableSpace, TunableToyPrior, classifier, prototypes, target
 
 SMOKE = PPDGMI(**PPDGMI.smoke)
@@ -239,3 +241,27 @@ def test_ships_the_published_settings():
     assert (published.pool, published.restarts, published.keep, published.steps) == (500, 100, 100, 70)
     assert (published.truncation, published.views, published.betas) == (0.5, 100, (0.1, 0.1))
     assert PPDGMI(generator="stylegan2").recipes == ("stylegan2",)
+
+
+OFFERED = get_args(PPDGMI.__dataclass_fields__["generator"].type)
+MADE = {"gmi-gan": test_gmi_gan, "kedmi-gan": test_kedmi_gan, "stylegan2": test_stylegan2}
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_every_prior_on_offer_can_be_tuned_on_a_copy(name):
+    made = MADE[name]
+    recipe, data = made.smoke(), made.public(32, 1)
+    prior = recipe.restore(made.fitted(recipe, data), 32, 1, "cpu")
+    noise = torch.randn(2, prior.search.width, generator=torch.Generator().manual_seed(0))
+    latents = prior.search.draw(noise)
+    before, own = prior.search.decode(latents), prior.copied()
+    assert torch.equal(own.search.decode(latents), before)
+
+    tuning = replace(SMOKE._tuning(), tune_steps=5, tune_lr=1e-3)
+    curve = tuning.tune(own, latents, torch.rand(2, 1, 32, 32), Run())
+    assert curve.losses[-1] < curve.losses[0]
+    assert not torch.equal(own.search.decode(latents), before)
+    assert torch.equal(prior.search.decode(latents), before)
+    torch.testing.assert_close(own.search.draw(noise), latents, rtol=0, atol=0)  # the mapping network stays
+    assert not own.search.decode(latents).requires_grad
+    assert not any(weight.requires_grad or weight.grad is not None for weight in prior.decoder_weights)
