@@ -25,7 +25,9 @@ from mi_audit.store.targets import new_model, save_model
 from mi_audit.train.classifier import fit
 from mi_audit.train.recipe import Recipe
 
-UPRIGHT: dict[str, dict[str, object]] = {name: {"flips": False} for name in ("ppa", "if-gmi")}  # no digit is mirrored
+UPRIGHT: dict[str, dict[str, object]] = {  # no digit is mirrored
+    name: {"flips": False} for name in ("ppa", "ppdg-mi", "if-gmi")
+}
 MIRRORED: dict[str, dict[str, object]] = {  # a mirrored face is the same person's
     name: {"flip": 0.5} for name in ("plg-mi", "mirror", "deep-inversion")
 }

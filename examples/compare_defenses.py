@@ -23,7 +23,9 @@ METHODS = (
     "tldmi", "rolss", "ssf", "tts", "loft", "ca", "mid", "bido", "negls", "midre", "trap-mid", "atat", "dp-sgd",
     "calor", "tldmi+bido", "tldmi+midre", "rolss+bido",
 )  # fmt: skip
-UPRIGHT: dict[str, dict[str, object]] = {name: {"flips": False} for name in ("ppa", "if-gmi")}  # no digit is mirrored
+UPRIGHT: dict[str, dict[str, object]] = {  # no digit is mirrored
+    name: {"flips": False} for name in ("ppa", "ppdg-mi", "if-gmi")
+}
 FACES: dict[str, dict[str, object]] = {"gmi-gan": {"flips": True}, "stylegan2": {"flips": True}}
 SETTINGS: Mapping[str, object] = {  # at its published rate, CA moves nothing in networks as small as these
     "atat": {"accept_fragility": True},

@@ -13,6 +13,7 @@ from mi_audit.core.prior import (
     StylePrior,
     StyleSpace,
     Surrogates,
+    TunablePrior,
 )
 from mi_audit.core.target import TorchTarget
 
@@ -83,6 +84,30 @@ class ToyPrior(StylePrior, CriticPrior, ConditionalPrior):
         return self.z.decode(latents)
 
 
+class TunableSpace(ToySpace):
+    """Each quadrant has a weight that its brightness is multiplied by."""
+
+    def __init__(self) -> None:
+        self.weights = nn.Parameter(torch.full((4,), 0.9), requires_grad=False)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (super().decode(latents) * torch.einsum("k,kchw->chw", self.weights, prototypes())).clamp(0, 1)
+
+
+class TunableToyPrior(TunablePrior, CriticPrior):
+    """The toy generator with weights; the critic is the same."""
+
+    def __init__(self) -> None:
+        self.z = TunableSpace()
+
+    @property
+    def decoder_weights(self) -> tuple[Tensor, ...]:
+        return (self.z.weights,)
+
+    def realism(self, images: Tensor) -> Tensor:
+        return ToyPrior.realism(ToyPrior(), images)
+
+
 def surrogates(*networks: nn.Module) -> Surrogates:
     """The given networks, or one that is half as sure as the target; features are the pixels of the quadrants."""
     with torch.random.fork_rng():
@@ -95,8 +120,10 @@ def surrogates(*networks: nn.Module) -> Surrogates:
 
 def prior_for(attack: type) -> Prior:
     """What the threat model of the attack asks for."""
-    assisted = attack.threat_model()[1] is AssistedPrior
-    return AssistedPrior(ToyPrior(), surrogates()) if assisted else ToyPrior()
+    knows = attack.threat_model()[1]
+    if knows is TunablePrior:
+        return TunableToyPrior()
+    return AssistedPrior(ToyPrior(), surrogates()) if knows is AssistedPrior else ToyPrior()
 
 
 def dataset(per_class: int = 6, size: int = 8, seed: int = 0) -> Dataset:

@@ -3,24 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.core.prior import Prior, StylePrior
-from mi_audit.core.random import Streams
+from mi_audit.core.prior import Prior
 from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.run import Run
 from mi_audit.core.target import WhiteBoxTarget
-from mi_audit.core.types import Images, Labels, Latents, PerSample
-from mi_audit.nn.descent import Descended, Descent
-from mi_audit.nn.objectives import poincare
-from mi_audit.nn.optimisers import Adam
-from mi_audit.nn.pool import Pool
-from mi_audit.nn.views import RandomCrop, centre_crop
-
-STYLE_LR, PLAIN_LR = 0.005, 0.03  # published for StyleGAN's style space; measured on a small GAN's normal latents
+from mi_audit.core.types import Labels
+from mi_audit.nn.robust_search import RobustSearch
+from mi_audit.nn.views import RandomCrop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +93,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
             )
         if self.lr is not None and self.lr <= 0:
             raise ConfigError(f"expected lr > 0, got {self.lr}; leave it out for the usual step size")
-        self._light()
-        self._heavy()
+        self.search()
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -113,71 +104,21 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
         return self.restarts * self.steps
 
     def run(self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run) -> Reconstructions:
-        labels = classes.repeat_interleave(self.restarts)
-        streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
-        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.flips)
-        start = pool.draw(target, prior, classes, self.restarts, run).best
-        latents, curve = self._optimise(target, prior, start, labels, streams, run)
-        robustness = self._robustness(target, prior, latents, labels, streams, run)
+        search = self.search()
+        return search.shown(prior, search.search(target, prior, classes, run), self.keep, run)
 
-        ranked = robustness.view(-1, self.restarts).sort(dim=1, descending=True, stable=True).indices  # k restarts
-        first = torch.arange(len(classes), device=classes.device)[:, None] * self.restarts
-        kept = (first + ranked[:, : self.keep]).flatten()
-        with torch.no_grad():
-            images = run.map(lambda part: self._decode(prior, part), latents[kept]).float()
-        run.work.update(generator_forward=len(images))
-        return Reconstructions(images, labels[kept], robustness[kept], (curve,))
-
-    def _optimise(
-        self, target: WhiteBoxTarget, prior: Prior, start: Latents, labels: Labels, streams: Streams, run: Run
-    ) -> Descended:
-        def decode(latents: Latents, labels: Labels) -> Images:
-            del labels
-            return self._decode(prior, latents)
-
-        def identity(images: Images, labels: Labels) -> PerSample:
-            return poincare(target.logits(images), labels)
-
-        descent = Descent(
-            stage="optimise",
+    def search(self) -> RobustSearch:
+        """All three stages."""
+        return RobustSearch(
+            pool=self.pool,
+            truncation=self.truncation,
+            restarts=self.restarts,
             steps=self.steps,
-            decode=decode,
-            identity=identity,
-            views=(self._light(),),
-            optimiser=Adam(self.lr or (STYLE_LR if isinstance(prior, StylePrior) else PLAIN_LR), self.betas),
+            lr=self.lr,
+            betas=self.betas,
+            crop=self.crop,
+            gentle=RandomCrop(self.gentle, name="gentle"),
+            harsh=RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh"),
+            views=self.views,
+            mirror=self.flips,
         )
-        return descent.search(start, labels, streams, run)
-
-    @torch.no_grad()
-    def _robustness(
-        self, target: WhiteBoxTarget, prior: Prior, latents: Latents, labels: Labels, streams: Streams, run: Run
-    ) -> PerSample:
-        """Mean probability of the label over heavy random crops: images times views, in one stream of full batches."""
-        crop = self._heavy()
-
-        def judge(rows: range, latents: Latents, labels: Labels, streams: Streams) -> PerSample:
-            images = self._decode(prior, latents)
-
-            def score(image: Labels, view: Labels) -> PerSample:
-                scores = target.scores(crop(images[image], streams[image], view))
-                return scores.gather(1, labels[image, None]).squeeze(1)
-
-            index = torch.arange(len(rows), device=latents.device).repeat_interleave(self.views)
-            view = torch.arange(self.views, device=latents.device).repeat(len(rows))
-            means = run.map(score, index, view).view(-1, self.views).mean(dim=1)
-            run.on_step("select", rows.stop, total)
-            return means
-
-        total = len(labels)
-        run.work.update(generator_forward=total, target_forward=total * self.views)
-        return run.map(judge, range(total), latents, labels, streams)
-
-    def _decode(self, prior: Prior, latents: Latents) -> Images:
-        """What every stage judges, and what is returned."""
-        return centre_crop(prior.search.decode(latents), self.crop)
-
-    def _light(self) -> RandomCrop:
-        return RandomCrop(self.gentle, name="gentle")
-
-    def _heavy(self) -> RandomCrop:
-        return RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh")

@@ -1,5 +1,6 @@
 """What the attacker knows ahead of an attack: a generator with its latent spaces, and surrogates of the target."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,19 @@ class ConditionalPrior(Prior):
 
     @abstractmethod
     def decode_as(self, latents: Latents, labels: Labels) -> Images: ...
+
+
+class TunablePrior(Prior):
+    """A generator whose weights may be trained further, on a copy."""
+
+    @property
+    @abstractmethod
+    def decoder_weights(self) -> tuple[Tensor, ...]:
+        """The weights between the space that attacks search and the image: frozen, and moved in place by training."""
+
+    def copied(self) -> "TunablePrior":
+        """The same generator with weights of its own."""
+        return copy.deepcopy(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress
+from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress, TunablePrior
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, PerSample
 from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
@@ -144,12 +144,16 @@ class GMIGan(PriorRecipe):
         )
 
 
-class _GMIPrior(CriticPrior):
+class _GMIPrior(CriticPrior, TunablePrior):
     """The averaged generator and the critic, frozen."""
 
     def __init__(self, networks: Networks) -> None:
         self.z = NoiseSpace(networks.generator, networks.latent)
-        self._critic = networks.critic
+        self._generator, self._critic = networks.generator, networks.critic
+
+    @property
+    def decoder_weights(self) -> tuple[Tensor, ...]:
+        return tuple(self._generator.parameters())
 
     def realism(self, images: Images) -> PerSample:
         return self._critic(images)

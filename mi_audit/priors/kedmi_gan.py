@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress
+from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress, TunablePrior
 from mi_audit.core.target import Access, WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, PerSample, Scores
 from mi_audit.nn.adversarial_targeted import KPlusOne, realness
@@ -183,12 +183,16 @@ class KEDMIGan(PriorRecipe):
         return ask, hash_weights(weights)
 
 
-class _KEDMIPrior(CriticPrior):
+class _KEDMIPrior(CriticPrior, TunablePrior):
     """The averaged generator and the critic, frozen."""
 
     def __init__(self, networks: Networks) -> None:
         self.z = NoiseSpace(networks.generator, networks.latent)
-        self._critic = networks.critic
+        self._generator, self._critic = networks.generator, networks.critic
+
+    @property
+    def decoder_weights(self) -> tuple[Tensor, ...]:
+        return tuple(self._generator.parameters())
 
     def realism(self, images: Images) -> PerSample:
         """The logarithm of the probability of being real, `s - softplus(s)` with `s = logsumexp(logits)`."""

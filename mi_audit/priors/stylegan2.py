@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError, DataError
 from mi_audit.core.paper import Paper
-from mi_audit.core.prior import LatentSpace, Painting, PriorRecipe, Progress, StylePrior, StyleSpace
+from mi_audit.core.prior import LatentSpace, Painting, PriorRecipe, Progress, StylePrior, StyleSpace, TunablePrior
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Latents
 from mi_audit.nn.adversarial import NonSaturatingR1
@@ -229,7 +229,7 @@ class _Noise(LatentSpace):
         return latents
 
 
-class _StyleGAN2Prior(StylePrior):
+class _StyleGAN2Prior(StylePrior, TunablePrior):
     """A frozen generator whose images are brought to the size and the channels of the public ones."""
 
     def __init__(self, generator: Generator, size: int, channels: int, crop: float) -> None:
@@ -237,6 +237,10 @@ class _StyleGAN2Prior(StylePrior):
         self.z = _Noise(self.w)
         self.blocks = len(generator.blocks)
         self._generator, self._size, self._channels, self._crop = generator, size, channels, crop
+
+    @property
+    def decoder_weights(self) -> tuple[Tensor, ...]:
+        return tuple(self._generator.blocks.parameters())
 
     def paint(self, styles: Latents, painting: Painting | None, blocks: range) -> Painting:
         return self._generator.paint(self._generator.layered(styles), painting, blocks)

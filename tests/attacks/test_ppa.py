@@ -109,7 +109,7 @@ def moved(prior, **settings):
     labels = torch.tensor([0])
     start = torch.zeros(1, 4)
     streams = Run().streams(labels, labels)
-    return (plan._optimise(target(), prior, start, labels, streams, Run()).latents - start).abs().max().item()
+    return (plan.search().descend(target(), prior, start, labels, streams, Run()).latents - start).abs().max().item()
 
 
 class PlainPrior(Prior):
