@@ -1,6 +1,7 @@
 """Any classifier, loaded safely: which network, which weights, which input; each fact with where it came from."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from mi_audit.core.target import QueryLedger, TorchTarget
 from mi_audit.nn import edits as surgery
 from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.output_rules import answer
-from mi_audit.store.architectures import build, complete_name, defaults, load_strictly, seeded
+from mi_audit.store.architectures import build, check_fit, complete_name, defaults, load_strictly, seeded
 from mi_audit.store.checkpoints import open_checkpoint
 from mi_audit.store.files import write_atomic
 from mi_audit.store.manifest import MARK, Declared, beside, canonical, within
@@ -264,12 +265,36 @@ def _fitting(declared: Declared, tensors: Mapping[str, Tensor], ref: str) -> nn.
     arch, channels = str(declared.arch), declared.channels or 3
     # The number of classes may be unknown only for own code that has it fixed; the factory is then called without it.
     net = _fresh(arch, declared.num_classes or 1, channels, declared.size, declared.model_kwargs or {}, seed=0)
-    try:
-        surgery.apply(net, declared.edits or ())
-    except ConfigError as error:
-        raise TargetError(f"{error} ({ref})") from error
+    _rehearse(net, declared.edits or (), tensors, arch, ref)
+    surgery.apply(net, declared.edits or ())
     load_strictly(net, tensors, arch, ref)
     return net
+
+
+def _rehearse(net: nn.Module, edits: Sequence[Edit], tensors: Mapping[str, Tensor], arch: str, ref: str) -> None:
+    """Repeat `edits` on a copy of `net` without memory, so that no size in a manifest is allocated unless it fits.
+
+    Raises:
+        TargetError: An edit fails, or the edited network has other tensors than the file.
+    """
+    if not surgery.structural(edits):
+        return
+    blanks: dict[int, object] = {
+        id(value): nn.Parameter(value.detach().to("meta"), value.requires_grad) for value in net.parameters()
+    }
+    blank = deepcopy(net, blanks | {id(value): value.to("meta") for value in net.buffers()})
+    try:
+        with torch.device("meta"):
+            surgery.apply(blank, edits)
+    except ConfigError as error:
+        raise TargetError(f"{error} ({ref})") from error
+    except (RuntimeError, AttributeError, ValueError, TypeError) as error:  # what JSON can do to code of libraries
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TargetError(
+            f"expected edits that fit {arch}, got the error '{reason}' from those in the manifest of {ref}; "
+            "keep the manifest as written"
+        ) from error
+    check_fit(blank, tensors, arch, ref)
 
 
 def _fresh(

@@ -1,0 +1,34 @@
+"""Checks of settings that came out of a manifest: JSON may hold anything, and anybody can write it."""
+
+from collections.abc import Mapping
+from reprlib import repr as short
+
+from mi_audit.core.errors import ConfigError
+
+
+def whole(name: str, value: object, *, least: int = 1) -> int:
+    """`value` if it is a whole number from `least`. Raises ConfigError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"expected a whole number from {least} as {name}, got {short(value)}; correct it")
+    return value
+
+
+def truth(name: str, value: object) -> bool:
+    """`value` if it is true or false. Raises ConfigError otherwise."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"expected true or false as {name}, got {short(value)}; correct it")
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numbers(name: str, values: object) -> Mapping[str, float]:
+    """`values` if they are numbers by name. Raises ConfigError otherwise."""
+    if not isinstance(values, Mapping) or not all(
+        isinstance(key, str) and is_number(value) for key, value in values.items()
+    ):
+        raise ConfigError(f"expected numbers by name as {name}, got {short(values)}; correct it")
+    return values
