@@ -18,6 +18,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Logits, Scores
 from mi_audit.nn.edits import OUTPUT
+from mi_audit.nn.plain_data import number, truth, whole
 
 GRAIN = 2.0**-10  # logits that agree to this are the same question to the noise, whatever batch they came in
 SMALLEST = 1e-9  # probabilities are held this far from 0 and 1 before their logit is taken
@@ -61,7 +62,7 @@ class TopK(Rule):
         renormalise: Divide by their sum; otherwise the sum tells how much is hidden.
 
     Raises:
-        ConfigError: `k` is below one.
+        ConfigError: `k` is no whole number from one.
     """
 
     name: ClassVar = "top-k"
@@ -69,8 +70,8 @@ class TopK(Rule):
     renormalise: bool = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"expected k >= 1, got {self.k}; show at least the predicted class")
+        whole("k", self.k)
+        truth("renormalise", self.renormalise)
 
     def __call__(self, logits: Logits) -> Scores:
         scores = _softmax(logits)
@@ -96,7 +97,8 @@ class Rounding(Rule):
     renormalise: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.decimals <= 6:
+        truth("renormalise", self.renormalise)
+        if not 1 <= whole("decimals", self.decimals) <= 6:
             raise ConfigError(f"expected decimals from 1 to 6, got {self.decimals}; use label-only for none")
 
     def __call__(self, logits: Logits) -> Scores:
@@ -119,7 +121,7 @@ class Temperature(Rule):
     temperature: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 1 < self.temperature < float("inf"):
+        if not 1 < number("temperature", self.temperature) < float("inf"):
             raise ConfigError(f"expected a temperature above 1, got {self.temperature}; at 1 nothing is changed")
 
     def __call__(self, logits: Logits) -> Scores:
@@ -138,7 +140,7 @@ class OutputNoise(Rule):
         secret: Key of the noise; whoever knows it and the logits knows the noise.
 
     Raises:
-        ConfigError: `deviation` is not positive and finite.
+        ConfigError: `deviation` is not positive and finite, or `secret` no whole number of 64 bits.
     """
 
     name: ClassVar = "output-noise"
@@ -146,8 +148,10 @@ class OutputNoise(Rule):
     secret: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviation < float("inf"):
+        if not 0 < number("deviation", self.deviation) < float("inf"):
             raise ConfigError(f"expected a deviation above 0, got {self.deviation}; leave the rule out for none")
+        if whole("secret", self.secret, least=-(2**63)) >= 2**64:
+            raise ConfigError(f"expected a secret of 64 bits, got {self.secret}; shorten it")
 
     def __call__(self, logits: Logits) -> Scores:
         noise = Streams(self._keys(logits)).normal("output-noise", logits.shape[1])
@@ -180,8 +184,9 @@ class ReverseSigmoid(Rule):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 < self.beta < float("inf") and 0 < self.gamma < float("inf")):
-            raise ConfigError(f"expected beta and gamma above 0, got {self.beta} and {self.gamma}; raise them")
+        beta, gamma = number("beta", self.beta), number("gamma", self.gamma)
+        if not (0 < beta < float("inf") and 0 < gamma < float("inf")):
+            raise ConfigError(f"expected beta and gamma above 0, got {beta} and {gamma}; raise them")
 
     def __call__(self, logits: Logits) -> Scores:
         scores = _softmax(logits)

@@ -1,5 +1,6 @@
 """Checks of settings that came out of a manifest: JSON may hold anything, and anybody can write it."""
 
+import sys
 from collections.abc import Mapping
 from reprlib import repr as short
 
@@ -17,6 +18,13 @@ def truth(name: str, value: object) -> bool:
     """`value` if it is true or false. Raises ConfigError otherwise."""
     if not isinstance(value, bool):
         raise ConfigError(f"expected true or false as {name}, got {short(value)}; correct it")
+    return value
+
+
+def number(name: str, value: object) -> float:
+    """`value` if it is a finite number. Raises ConfigError otherwise."""
+    if not isinstance(value, int | float) or not is_number(value) or not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"expected a finite number as {name}, got {short(value)}; correct it")
     return value
 
 

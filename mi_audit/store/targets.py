@@ -216,6 +216,10 @@ def load_target(ref: str, **options: Any) -> TorchTarget:  # noqa: ANN401
 def _assemble(
     net: nn.Module, declared: Declared, ref: str, origin: str, alternatives: tuple[str, ...], class_order: ClassOrder
 ) -> LoadedModel:
+    try:
+        answer(declared.edits or ())
+    except ConfigError as error:
+        raise TargetError(f"{error} ({ref})") from error
     classifier = _wrap(
         net,
         {name: getattr(declared, name) for name in ("size", "channels", "mean", "std", "order", "logits_index")},

@@ -147,6 +147,18 @@ def test_refuses_a_manifest_of_another_version(edits, message):
         (OutputNoise, {"deviation": 0.0}),
         (ReverseSigmoid, {"beta": 0.0}),
         (ReverseSigmoid, {"gamma": -1.0}),
+        (TopK, {"k": "3"}),
+        (TopK, {"k": 3.5}),
+        (TopK, {"renormalise": "no"}),
+        (Rounding, {"decimals": 2.5}),
+        (Rounding, {"renormalise": 1}),
+        (Temperature, {"temperature": "5"}),
+        (Temperature, {"temperature": 10**400}),
+        (OutputNoise, {"deviation": True}),
+        (OutputNoise, {"secret": "abc"}),
+        (OutputNoise, {"secret": 2**80}),
+        (OutputNoise, {"secret": 2**64}),
+        (ReverseSigmoid, {"beta": [1.0]}),
     ],
 )
 def test_refuses_settings_out_of_range(rule, settings):

@@ -294,3 +294,19 @@ def test_an_edit_that_fits_is_rehearsed_without_memory_and_then_made(tmp_path):
     loaded = load_model(saved.ref)
     assert {value.device.type for value in loaded.classifier.state_dict().values()} == {"cpu"}
     assert torch.equal(loaded.classifier.eval()(images()), saved.classifier.eval()(images()))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([{"rule": "blur"}], "expected an output rule of label-only, .* got 'blur'"),
+        ([{"rule": "label-only"}, {"rule": "rounding"}], "expected one output rule, got label-only, rounding"),
+        ([{"rule": "top-k", "k": "3"}], "expected a whole number from 1 as k, got '3'"),
+        ([{"rule": "output-noise", "secret": 2**80}], "expected a secret of 64 bits"),
+    ],
+)
+def test_an_output_rule_that_cannot_be_followed_is_refused_when_the_model_is_loaded(tmp_path, rules, message):
+    damaged = replace(fresh(), edits=tuple({"edit": "output", **rule} for rule in rules))
+    path = save_model(tmp_path / "m.safetensors", damaged, {}).ref
+    with pytest.raises(TargetError, match=rf"{message}.*m\.safetensors"):
+        load_model(path)
