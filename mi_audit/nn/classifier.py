@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from mi_audit.core.errors import TargetError
 from mi_audit.core.types import Images, Logits
 
+LARGEST = 2048  # pixels a side; published classifiers are fed up to about half of it
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow uses
 
 
@@ -26,7 +27,8 @@ class Classifier(nn.Module):
         logits_index: Position of the logits when `net` returns a tuple, such as 0 or -1.
 
     Raises:
-        TargetError: `net` does not accept such images or does not return one row of logits per image.
+        TargetError: `net` does not accept such images or does not return one row of logits per image; `size` is not
+            from 1 to 2048.
     """
 
     mean: Float[Tensor, "1 c 1 1"]
@@ -44,6 +46,7 @@ class Classifier(nn.Module):
         logits_index: int | None = None,
     ) -> None:
         super().__init__()
+        check_size(size)
         self.net, self.size, self.channels = net, size, channels
         self.order, self.logits_index = order, logits_index
         self.mean_values, self.std_values = tuple(mean), tuple(std)
@@ -91,8 +94,8 @@ class Classifier(nn.Module):
         training = {module: module.training for module in self.net.modules()}
         device = next((parameter.device for parameter in self.net.parameters()), torch.device("cpu"))
         self.to(device)
-        example = self.prepare(torch.zeros(2, self.channels, self.size, self.size, device=device))
         try:
+            example = self.prepare(torch.zeros(2, self.channels, self.size, self.size, device=device))
             return find_head(self.net.eval(), lambda: self._pick(self.net(example)))
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -103,6 +106,12 @@ class Classifier(nn.Module):
         finally:
             for module, mode in training.items():
                 module.training = mode
+
+
+def check_size(size: int) -> None:
+    """Raise TargetError unless a network can be fed images of `size` pixels a side."""
+    if not 1 <= size <= LARGEST:
+        raise TargetError(f"expected an input size from 1 to {LARGEST} pixels, got {size}; correct --input-size")
 
 
 def find_head(net: nn.Module, run: Callable[[], Tensor]) -> tuple[str, int]:

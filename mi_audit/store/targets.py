@@ -13,7 +13,7 @@ from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.target import QueryLedger, TorchTarget
 from mi_audit.nn import edits as surgery
-from mi_audit.nn.classifier import Classifier
+from mi_audit.nn.classifier import Classifier, check_size
 from mi_audit.nn.output_rules import answer
 from mi_audit.store.architectures import build, check_fit, complete_name, defaults, load_strictly, seeded
 from mi_audit.store.checkpoints import open_checkpoint
@@ -267,12 +267,27 @@ def _check_seal(known: Declared, tensors: Mapping[str, Tensor], ref: str) -> Non
 
 def _fitting(declared: Declared, tensors: Mapping[str, Tensor], ref: str) -> nn.Module:
     arch, channels = str(declared.arch), declared.channels or 3
+    _check_counts(declared, tensors, ref)
     # The number of classes may be unknown only for own code that has it fixed; the factory is then called without it.
     net = _fresh(arch, declared.num_classes or 1, channels, declared.size, declared.model_kwargs or {}, seed=0)
     _rehearse(net, declared.edits or (), tensors, arch, ref)
     surgery.apply(net, declared.edits or ())
     load_strictly(net, tensors, arch, ref)
     return net
+
+
+def _check_counts(declared: Declared, tensors: Mapping[str, Tensor], ref: str) -> None:
+    """Refuse sizes that no network with these tensors can have, before one is built with them."""
+    if declared.size is not None:
+        check_size(declared.size)
+    largest = max((3, *(side for tensor in tensors.values() for side in tensor.shape)))  # 3: unless channels are stated
+    for fact, flag in (("num_classes", "--num-classes"), ("channels", "--channels")):
+        value = getattr(declared, fact)
+        if value is not None and not 1 <= value <= largest:
+            raise TargetError(
+                f"expected {fact} from 1 to {largest}, the longest side of a tensor in {ref}, got {value} "
+                f"({declared.origins[fact]}); correct {flag} or the sidecar"
+            )
 
 
 def _rehearse(net: nn.Module, edits: Sequence[Edit], tensors: Mapping[str, Tensor], arch: str, ref: str) -> None:

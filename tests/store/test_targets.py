@@ -310,3 +310,29 @@ def test_an_output_rule_that_cannot_be_followed_is_refused_when_the_model_is_loa
     path = save_model(tmp_path / "m.safetensors", damaged, {}).ref
     with pytest.raises(TargetError, match=rf"{message}.*m\.safetensors"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "fact", "value", "message"),
+    [
+        ("built-in:cnn", "size", 1_000_000, "expected an input size from 1 to 2048 pixels, got 1000000"),
+        ("built-in:cnn", "size", -1, "expected an input size from 1 to 2048 pixels, got -1"),
+        ("timm:vit_tiny_patch16_224", "size", 10**7, "expected an input size from 1 to 2048 pixels"),
+        (
+            "built-in:cnn",
+            "num_classes",
+            10**11,
+            r"expected num_classes from 1 to 128, .*m.safetensors, got 100000000000",
+        ),
+        ("built-in:cnn", "channels", 10**11, "expected channels from 1 to 128, "),
+    ],
+)
+def test_sizes_of_a_damaged_manifest_are_refused_before_memory_is_taken(
+    tmp_path, monkeypatch, arch, fact, value, message
+):
+    path = save_model(tmp_path / "m.safetensors", fresh(), {}).ref
+    about = json.loads(Path(path).with_suffix(".json").read_text())
+    Path(path).with_suffix(".json").write_text(json.dumps({**about, "arch": arch, fact: value}))
+    monkeypatch.setattr("mi_audit.store.targets._fresh", None)  # nothing is built
+    with pytest.raises(TargetError, match=message):
+        load_model(path)
