@@ -12,7 +12,7 @@ from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
-from mi_audit.train.accuracy import accuracy
+from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.classifier import Fit
 from mi_audit.train.defended import DefendedFit, fit_defended, freeze
 from mi_audit.train.recipe import Recipe
@@ -118,7 +118,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "init": made.init,
         "seed": seed,
         "val_accuracy": made.fit.val_accuracy,
-        "test_accuracy": accuracy(made.model.classifier, scene.splits.test, scene.device).value,
+        "test_accuracy": measured_accuracy(made.model, scene.splits.test, scene.device).value,
         "adaptive_attack": composition.adaptive,
     }
 

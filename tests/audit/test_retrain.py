@@ -9,12 +9,14 @@ import torch
 
 from mi_audit.audit import retrain
 from mi_audit.audit.composition import UNDEFENDED, compose
+from mi_audit.audit.defend import trained
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.retrain import Retraining, retrained
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.core.dataset import Dataset
 from mi_audit.store.targets import LoadedModel, save_model
+from mi_audit.train.accuracy import accuracy
 from mi_audit.train.recipe import Recipe
 from tests.world import defend_plan
 
@@ -114,3 +116,11 @@ def test_an_interrupted_training_goes_on_but_not_for_another_start(scene, tmp_pa
         retrained(replace(scene, progress=Killed()), first, 0, file, "killed")
     assert same(retrained(scene, second, 0, file, "other"), wanted[1])
     assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_the_accuracy_of_a_model_that_hides_its_answers_is_that_of_the_answers(scene):
+    noisy = compose("output-noise", {"output-noise": {"deviation": 50.0}}, None)
+    model, facts = trained(scene, noisy, start(scene, 5), PLAIN.recipe, 0)
+    shown = sum(row.value * row.count for row in facts.accuracy_per_class) / facts.accuracy.count
+    assert facts.accuracy.value == pytest.approx(shown) and facts.accuracy.value == model.defense["test_accuracy"]
+    assert facts.accuracy != accuracy(model.classifier, scene.splits.test, scene.device)
