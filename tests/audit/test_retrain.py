@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,13 @@ def test_the_accuracy_of_a_model_that_hides_its_answers_is_that_of_the_answers(s
     shown = sum(row.value * row.count for row in facts.accuracy_per_class) / facts.accuracy.count
     assert facts.accuracy.value == pytest.approx(shown) and facts.accuracy.value == model.defense["test_accuracy"]
     assert facts.accuracy != accuracy(model.classifier, scene.splits.test, scene.device)
+
+
+def test_the_manifest_names_data_and_versions_and_a_kept_model_is_not_written_again(scene, tmp_path, monkeypatch):
+    file = tmp_path / "m.safetensors"
+    about = retrained(scene, PLAIN, 0, file, "plain").defense
+    assert about["data"] == {"train": "train", "val": "val"} and about["versions"]["torch"] == version("torch")
+    before = [path.read_bytes() for path in (file, file.with_suffix(".json"))]
+    monkeypatch.setattr(retrain, "tool_versions", lambda: dict.fromkeys(about["versions"], "later"))
+    retrained(scene, PLAIN, 0, file, "plain")
+    assert [path.read_bytes() for path in (file, file.with_suffix(".json"))] == before
