@@ -5,7 +5,7 @@ They protect an API only. Whoever holds the weights reads the logits themselves.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Logits, Scores
 from mi_audit.nn.edits import OUTPUT
-from mi_audit.nn.plain_data import number, truth, whole
+from mi_audit.nn.plain_data import integer, number, truth
 
 GRAIN = 2.0**-10  # logits that agree to this are the same question to the noise, whatever batch they came in
 SMALLEST = 1e-9  # probabilities are held this far from 0 and 1 before their logit is taken
@@ -62,7 +62,7 @@ class TopK(Rule):
         renormalise: Divide by their sum; otherwise the sum tells how much is hidden.
 
     Raises:
-        ConfigError: `k` is no whole number from one.
+        ConfigError: `k` is below one.
     """
 
     name: ClassVar = "top-k"
@@ -70,8 +70,8 @@ class TopK(Rule):
     renormalise: bool = False
 
     def __post_init__(self) -> None:
-        whole("k", self.k)
-        truth("renormalise", self.renormalise)
+        if self.k < 1:
+            raise ConfigError(f"expected k >= 1, got {self.k}; show at least the predicted class")
 
     def __call__(self, logits: Logits) -> Scores:
         scores = _softmax(logits)
@@ -97,8 +97,7 @@ class Rounding(Rule):
     renormalise: bool = False
 
     def __post_init__(self) -> None:
-        truth("renormalise", self.renormalise)
-        if not 1 <= whole("decimals", self.decimals) <= 6:
+        if not 1 <= self.decimals <= 6:
             raise ConfigError(f"expected decimals from 1 to 6, got {self.decimals}; use label-only for none")
 
     def __call__(self, logits: Logits) -> Scores:
@@ -121,7 +120,7 @@ class Temperature(Rule):
     temperature: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 1 < number("temperature", self.temperature) < float("inf"):
+        if not 1 < self.temperature < float("inf"):
             raise ConfigError(f"expected a temperature above 1, got {self.temperature}; at 1 nothing is changed")
 
     def __call__(self, logits: Logits) -> Scores:
@@ -140,7 +139,7 @@ class OutputNoise(Rule):
         secret: Key of the noise; whoever knows it and the logits knows the noise.
 
     Raises:
-        ConfigError: `deviation` is not positive and finite, or `secret` no whole number of 64 bits.
+        ConfigError: `deviation` is not positive and finite, or `secret` has more than 64 bits.
     """
 
     name: ClassVar = "output-noise"
@@ -148,9 +147,9 @@ class OutputNoise(Rule):
     secret: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < number("deviation", self.deviation) < float("inf"):
+        if not 0 < self.deviation < float("inf"):
             raise ConfigError(f"expected a deviation above 0, got {self.deviation}; leave the rule out for none")
-        if whole("secret", self.secret, least=-(2**63)) >= 2**64:
+        if not -(2**63) <= self.secret < 2**64:
             raise ConfigError(f"expected a secret of 64 bits, got {self.secret}; shorten it")
 
     def __call__(self, logits: Logits) -> Scores:
@@ -184,9 +183,8 @@ class ReverseSigmoid(Rule):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        beta, gamma = number("beta", self.beta), number("gamma", self.gamma)
-        if not (0 < beta < float("inf") and 0 < gamma < float("inf")):
-            raise ConfigError(f"expected beta and gamma above 0, got {beta} and {gamma}; raise them")
+        if not (0 < self.beta < float("inf") and 0 < self.gamma < float("inf")):
+            raise ConfigError(f"expected beta and gamma above 0, got {self.beta} and {self.gamma}; raise them")
 
     def __call__(self, logits: Logits) -> Scores:
         scores = _softmax(logits)
@@ -201,12 +199,15 @@ RULES: Mapping[str, type[Rule]] = {
     rule.name: rule for rule in (LabelOnly, TopK, Rounding, Temperature, OutputNoise, ReverseSigmoid)
 }
 
+# By type of the default; which numbers a rule takes, it says itself.
+_CHECKS: Mapping[type, Callable[[str, object], object]] = {int: integer, bool: truth, float: number}
+
 
 def answer(edits: Sequence[Edit]) -> Callable[[Logits], Scores] | None:
     """The rule among `edits`; None when there is none, and softmax is released.
 
     Raises:
-        ConfigError: There are two rules, or one that is unknown or has other settings than it takes.
+        ConfigError: There are two rules, or one that is unknown or has other settings than it takes, or of other types.
     """
     rules = [edit for edit in edits if edit.get("edit") == OUTPUT]
     if not rules:
@@ -218,6 +219,9 @@ def answer(edits: Sequence[Edit]) -> Callable[[Logits], Scores] | None:
     name, settings = str(rules[0].get("rule")), {k: v for k, v in rules[0].items() if k not in ("edit", "rule")}
     if name not in RULES:
         raise ConfigError(f"expected an output rule of {', '.join(RULES)}, got {name!r}; update mi-audit")
+    for each in fields(RULES[name]):
+        if each.name in settings:
+            settings[each.name] = _CHECKS[type(each.default)](each.name, settings[each.name])
     try:
         return RULES[name](**settings)
     except TypeError as error:

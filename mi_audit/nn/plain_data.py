@@ -7,11 +7,19 @@ from reprlib import repr as short
 from mi_audit.core.errors import ConfigError
 
 
-def whole(name: str, value: object, *, least: int = 1) -> int:
-    """`value` if it is a whole number from `least`. Raises ConfigError otherwise."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"expected a whole number from {least} as {name}, got {short(value)}; correct it")
+def integer(name: str, value: object) -> int:
+    """`value` if it is a whole number. Raises ConfigError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"expected a whole number as {name}, got {short(value)}; correct it")
     return value
+
+
+def whole(name: str, value: object) -> int:
+    """`value` if it is a whole number from one. Raises ConfigError otherwise."""
+    size = integer(name, value)
+    if size < 1:
+        raise ConfigError(f"expected a whole number from 1 as {name}, got {short(value)}; correct it")
+    return size
 
 
 def truth(name: str, value: object) -> bool:
@@ -25,7 +33,7 @@ def number(name: str, value: object) -> float:
     """`value` if it is a finite number. Raises ConfigError otherwise."""
     if not isinstance(value, int | float) or not is_number(value) or not abs(value) <= sys.float_info.max:
         raise ConfigError(f"expected a finite number as {name}, got {short(value)}; correct it")
-    return value
+    return float(value)
 
 
 def is_number(value: object) -> bool:
