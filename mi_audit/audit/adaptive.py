@@ -4,15 +4,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mi_audit.core.attack import Attack
+from mi_audit.core.defense import Edit
 from mi_audit.core.run import Averaging
 from mi_audit.core.verdict import ValidityFlag
+from mi_audit.nn.edits import structural
 
 
 def no_adaptive(
-    defenses: Sequence[Mapping[str, object]], builds: Mapping[str, Attack[Any, Any]], averaging: Averaging | None = None
+    defenses: Sequence[Mapping[str, object]],
+    builds: Mapping[str, Attack[Any, Any]],
+    averaging: Averaging | None = None,
+    edits: Sequence[Sequence[Edit]] = (),
 ) -> ValidityFlag:
-    """G6: a defense is declared, and neither an attack nor an averaging of views that is known to undo it ran."""
-    declared = [defense for defense in defenses if defense and defense.get("method", "none") != "none"]
+    """G6: a defense is there, and neither an attack nor an averaging of views that is known to undo it ran.
+
+    Args:
+        defenses: What the manifest of each model declares.
+        builds: The attacks that ran.
+        averaging: Of views, if there was one.
+        edits: What a defense changed in each model; changes without a name are a defense that nobody knows how to undo.
+    """
+    unnamed = [
+        made
+        for defense, made in zip(defenses, edits or [()] * len(defenses), strict=True)
+        if made and not _is_named(defense)
+    ]
+    if unnamed:
+        what = "the architecture was" if any(map(structural, unnamed)) else "the answers are"
+        return ValidityFlag(
+            id="G6 NO_ADAPTIVE",
+            passed=False,
+            detail=f"{what} changed by a defense that the manifest does not name",
+            clears="give the model with the manifest that was written when it was trained",
+        )
+    declared = [defense for defense in defenses if _is_named(defense)]
     if not declared:
         return ValidityFlag(id="G6 NO_ADAPTIVE", passed=True, detail="no defense is declared")
     method, advice = str(declared[0].get("method")), str(declared[0].get("adaptive_attack") or "")
@@ -25,6 +50,10 @@ def no_adaptive(
         detail=detail + (f"{', '.join(ran)} is adaptive to it" if ran else "no attack that ran is adaptive to it"),
         clears="" if ran else f"run an attack that knows the defense{f': {advice}' if advice else ''}",
     )
+
+
+def _is_named(defense: Mapping[str, object]) -> bool:
+    return (defense.get("method") or "none") != "none"
 
 
 def _adaptive_to(part: str, builds: Mapping[str, Attack[Any, Any]], averaging: Averaging | None) -> list[str]:

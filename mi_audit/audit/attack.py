@@ -1,13 +1,10 @@
 """Run the attacks of a plan against a model and report what leaked."""
 
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
-from mi_audit import __version__
 from mi_audit.audit import positive, registry
 from mi_audit.audit.classes import select_classes
 from mi_audit.audit.control import chosen, derangement, with_leakage
@@ -41,6 +38,7 @@ from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.stopping import enough_people, stops_early
 from mi_audit.audit.validity import check
 from mi_audit.audit.verifier import Verifier, load_verifier
+from mi_audit.audit.versions import tool_versions
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.prior import Prior
@@ -284,12 +282,6 @@ def attacked_classes(scene: Scene) -> tuple[int, ...]:
     """Labels of the classes that the plan names."""
     train = scene.splits.train
     return select_classes(scene.plan.classes, len(train.classes), f"{train.fingerprint}/{scene.plan.seed}")
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions that can change a number."""
-    libraries = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy")}
-    return {"mi-audit": __version__, "python": platform.python_version(), **libraries}
 
 
 def discard_pictures(scene: Scene) -> None:

@@ -19,7 +19,7 @@ from mi_audit.nn.anatomy import units
 from mi_audit.nn.freezing import parse
 from mi_audit.nn.skips import installed
 from mi_audit.store.files import make_folder
-from mi_audit.train.accuracy import accuracy
+from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.recipe import Recipe
 
 SHORT = 3  # a short training takes this part of the epochs
@@ -77,7 +77,7 @@ def find_cut(
         file = make_folder(scene.folder.path / "models" / "search") / f"{spec.replace('%', '')}.safetensors"
         how = Retraining(with_cut(scene, spec), start, recipe)
         model = retrained(scene, how, seed, file, f"candidate {spec}")
-        facts = model_facts(model, accuracy(model.classifier, scene.splits.test, scene.device), seed)
+        facts = model_facts(model, measured_accuracy(model, scene.splits.test, scene.device), seed)
         plan = replace(
             scene.plan, seed=seed + SEARCH_SEED, seeds=1, controls=(), metrics=("attack-accuracy",), images="none",
             positive_control=False,

@@ -35,7 +35,7 @@ from mi_audit.core.report import AuditReport, ClassValue, Comparison, ModelFacts
 from mi_audit.store.files import make_folder, read_file, storage_error, write_atomic
 from mi_audit.store.results import write_result
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.accuracy import accuracy
+from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.recipe import Recipe
 
 
@@ -124,7 +124,7 @@ def trained(
     file = scene.folder.path / _file(kind, seed)
     model = retrained(scene, Retraining(composition, start, recipe, search or {}), seed, file, kind)
     model = replace(model, ref=str(_file(kind, seed)))
-    measured = accuracy(model.classifier, scene.splits.test, scene.device)
+    measured = measured_accuracy(model, scene.splits.test, scene.device)
     scene.progress.note(f"{kind} model, seed {seed}: accuracy {measured.value:.3f} on {measured.count} test images")
     return model, model_facts(model, measured, seed, accuracy_by_class(scene, model))
 

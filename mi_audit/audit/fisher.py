@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_audit.audit.attack import build_attacks, discard_pictures, tool_versions
+from mi_audit.audit.attack import build_attacks, discard_pictures
 from mi_audit.audit.clock import Clock
 from mi_audit.audit.freezing_search import spec_of
 from mi_audit.audit.identify import identify
@@ -21,6 +21,7 @@ from mi_audit.audit.plan import FisherPlan, Plan
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.scene import Scene, choose_device, choose_size, load_planned_model, run_folder_path, whole
 from mi_audit.audit.settings import plan_to_json
+from mi_audit.audit.versions import tool_versions
 from mi_audit.core.attack import Attack
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError, DataError

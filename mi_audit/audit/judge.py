@@ -16,7 +16,7 @@ from mi_audit.core.report import ClassValue, ModelFacts, Quantity
 from mi_audit.nn.precision import Precision
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
-from mi_audit.train.accuracy import accuracy
+from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.classifier import fit
 from mi_audit.train.recipe import Recipe
 
@@ -51,7 +51,7 @@ def load_evaluator(scene: Scene) -> tuple[LoadedModel, ModelFacts]:
     plan, device = scene.plan, scene.device
     if plan.evaluator == "auto":
         model = _trained(scene)
-        measured = accuracy(model.classifier, scene.splits.test, device)
+        measured = measured_accuracy(model, scene.splits.test, device)
     else:
         model = load_planned_model(ModelPlan(ref=plan.evaluator, arch=plan.evaluator_arch), device)
         model, measured = identify(model, scene.splits.test, device)

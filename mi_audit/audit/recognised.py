@@ -11,7 +11,7 @@ from mi_audit.audit.strangers import Seating
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.report import Quantity
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.accuracy import accuracy
+from mi_audit.train.accuracy import measured_accuracy
 
 GIVE = "give --counterfactual MODEL, trained by you without the attacked people"
 WORSE = 0.10  # accuracy below the model under audit from which the floor is in doubt
@@ -39,10 +39,10 @@ def recognised(scene: Scene, made: LoadedModel, model: LoadedModel, attacked: Se
     theirs = rows(scene.splits.test, attacked, theirs=True)
     strangers = bool(torch.isin(held_out.labels, torch.tensor(attacked)).any())  # whom the model under audit never met
     return Seen(
-        own=accuracy(made.classifier, held_out, scene.device),
-        audited=None if strangers else accuracy(model.classifier, held_out, scene.device),
-        theirs=accuracy(made.classifier, theirs, scene.device),
-        theirs_audited=accuracy(model.classifier, theirs, scene.device),
+        own=measured_accuracy(made, held_out, scene.device),
+        audited=None if strangers else measured_accuracy(model, held_out, scene.device),
+        theirs=measured_accuracy(made, theirs, scene.device),
+        theirs_audited=measured_accuracy(model, theirs, scene.device),
     )
 
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from mi_audit.audit.composition import Composition
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
+from mi_audit.audit.versions import TRAINING, tool_versions
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
-from mi_audit.train.accuracy import accuracy
+from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.classifier import Fit
 from mi_audit.train.defended import DefendedFit, fit_defended, freeze
@@ -110,7 +111,7 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
 
 def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str, object]:
     """What the manifest says about a training."""
-    composition = how.composition
+    composition, versions = how.composition, tool_versions()
     return {
         "method": composition.method,
         "kind": composition.kind,
@@ -121,9 +122,11 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "recipe": asdict(how.recipe),
         "phases": {name: _course(fit) for name, fit in made.fit.phases},
         "init": made.init,
+        "data": {"train": scene.splits.train.fingerprint, "val": scene.splits.val.fingerprint},
+        "versions": {name: versions[name] for name in TRAINING},
         "seed": seed,
         "val_accuracy": made.fit.val_accuracy,
-        "test_accuracy": accuracy(made.model.classifier, scene.splits.test, scene.device).value,
+        "test_accuracy": measured_accuracy(made.model, scene.splits.test, scene.device).value,
         "adaptive_attack": composition.adaptive,
     }
 

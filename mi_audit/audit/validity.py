@@ -69,7 +69,12 @@ def check(
             not_converged(attacks, _reachable(attacks, models, tried, zero.passed), _black_box_better(attacks)),
             black_box_better(attacks),
             type1_gap(attacks, verifier),
-            no_adaptive([facts.defense for _, facts in targets.values()], builds, averaging),
+            no_adaptive(
+                [facts.defense for _, facts in targets.values()],
+                builds,
+                averaging,
+                [model.edits for model, _ in targets.values()],
+            ),
         )
 
 

@@ -12,6 +12,7 @@ from mi_audit.core.errors import TargetError
 from mi_audit.core.types import Images, Logits
 from mi_audit.nn.modes import evaluating
 
+LARGEST = 2048  # pixels a side; published classifiers are fed up to about half of it
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow uses
 
 
@@ -27,7 +28,8 @@ class Classifier(nn.Module):
         logits_index: Position of the logits when `net` returns a tuple, such as 0 or -1.
 
     Raises:
-        TargetError: `net` does not accept such images or does not return one row of logits per image.
+        TargetError: `net` does not accept such images or does not return one row of logits per image; `size` is not
+            from 1 to 2048.
     """
 
     mean: Float[Tensor, "1 c 1 1"]
@@ -45,6 +47,7 @@ class Classifier(nn.Module):
         logits_index: int | None = None,
     ) -> None:
         super().__init__()
+        check_size(size)
         self.net, self.size, self.channels = net, size, channels
         self.order, self.logits_index = order, logits_index
         self.mean_values, self.std_values = tuple(mean), tuple(std)
@@ -91,8 +94,8 @@ class Classifier(nn.Module):
     def _trace(self) -> tuple[str, int]:
         device = next((parameter.device for parameter in self.net.parameters()), torch.device("cpu"))
         self.to(device)
-        example = self.prepare(torch.zeros(2, self.channels, self.size, self.size, device=device))
         try:
+            example = self.prepare(torch.zeros(2, self.channels, self.size, self.size, device=device))
             with evaluating(self.net):
                 return find_head(self.net, lambda: self._pick(self.net(example)))
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
@@ -101,6 +104,12 @@ class Classifier(nn.Module):
                 f"expected a network that accepts {self.channels}x{self.size}x{self.size} images, got the error "
                 f"'{reason}'; correct --input-size or --channels"
             ) from error
+
+
+def check_size(size: int) -> None:
+    """Raise TargetError unless a network can be fed images of `size` pixels a side."""
+    if not 1 <= size <= LARGEST:
+        raise TargetError(f"expected an input size from 1 to {LARGEST} pixels, got {size}; correct --input-size")
 
 
 def find_head(net: nn.Module, run: Callable[[], Tensor]) -> tuple[str, int]:

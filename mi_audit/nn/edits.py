@@ -42,8 +42,9 @@ def apply(net: nn.Module, edits: Sequence[Edit], done: Sequence[Edit] = ()) -> N
         try:
             EDITS[name](net, **settings)
         except TypeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"expected the settings of the edit {name!r}, got '{error}'; the manifest is of another version"
+                f"expected the settings of the edit {name!r}, got '{reason}'; the manifest is of another version"
             ) from error
     if changes:
         net.register_buffer(SEAL, seal((*structural(done), *changes)))

@@ -42,7 +42,7 @@ def training_batch_norms(net: nn.Module) -> tuple[str, ...]:
         return tuple(name for name, module in net.named_modules() if isinstance(module, _BatchNorm) and module.training)
 
 
-def group_norm(net: nn.Module, *, modules: Sequence[str]) -> None:
+def group_norm(net: nn.Module, *, modules: object) -> None:
     """Replace the named batch normalisations of `net` in place; they keep their weight and bias.
 
     The number of groups is the largest that divides both the channels and 32; features without positions, as in
@@ -51,6 +51,8 @@ def group_norm(net: nn.Module, *, modules: Sequence[str]) -> None:
     Raises:
         ConfigError: A module is not there, or is no batch normalisation that is known.
     """
+    if not isinstance(modules, Sequence) or isinstance(modules, str):
+        raise ConfigError(f"expected a list of names as modules, got {type(modules).__name__}; correct it")
     there = dict(net.named_modules())
     for name in modules:
         if name not in there or not _known(there[name]):

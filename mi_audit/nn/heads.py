@@ -14,6 +14,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Features, Logits, Scalar
 from mi_audit.nn.classifier import find_head
 from mi_audit.nn.modes import evaluating
+from mi_audit.nn.plain_data import truth, whole
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
@@ -141,16 +142,16 @@ def find_seat(net: nn.Module, example: Tensor) -> Seat:
     return Seat(name, features, num_classes)
 
 
-def low_rank_head(net: nn.Module, *, layer: str, rank: int, norm: str) -> None:
+def low_rank_head(net: nn.Module, *, layer: str, rank: object, norm: str) -> None:
     """The edit `low-rank-head`: put a `LowRankHead` in the place of the linear layer called `layer`."""
-    _replace(net, layer, lambda width, num_classes: LowRankHead(width, num_classes, rank=rank, norm=norm))
+    size = whole("rank", rank)
+    _replace(net, layer, lambda width, num_classes: LowRankHead(width, num_classes, rank=size, norm=norm))
 
 
-def bottleneck_head(net: nn.Module, *, layer: str, code: int, eval_noise: bool) -> None:
+def bottleneck_head(net: nn.Module, *, layer: str, code: object, eval_noise: object) -> None:
     """The edit `bottleneck-head`: put a `BottleneckHead` in the place of the linear layer called `layer`."""
-    _replace(
-        net, layer, lambda width, num_classes: BottleneckHead(width, num_classes, code=code, eval_noise=eval_noise)
-    )
+    size, noisy = whole("code", code), truth("eval_noise", eval_noise)
+    _replace(net, layer, lambda width, num_classes: BottleneckHead(width, num_classes, code=size, eval_noise=noisy))
 
 
 def _replace(net: nn.Module, name: str, build: Callable[[int, int], Head]) -> None:

@@ -5,7 +5,7 @@ They protect an API only. Whoever holds the weights reads the logits themselves.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Logits, Scores
 from mi_audit.nn.edits import OUTPUT
+from mi_audit.nn.plain_data import integer, number, truth
 
 GRAIN = 2.0**-10  # logits that agree to this are the same question to the noise, whatever batch they came in
 SMALLEST = 1e-9  # probabilities are held this far from 0 and 1 before their logit is taken
@@ -138,7 +139,7 @@ class OutputNoise(Rule):
         secret: Key of the noise; whoever knows it and the logits knows the noise.
 
     Raises:
-        ConfigError: `deviation` is not positive and finite.
+        ConfigError: `deviation` is not positive and finite, or `secret` has more than 64 bits.
     """
 
     name: ClassVar = "output-noise"
@@ -148,6 +149,8 @@ class OutputNoise(Rule):
     def __post_init__(self) -> None:
         if not 0 < self.deviation < float("inf"):
             raise ConfigError(f"expected a deviation above 0, got {self.deviation}; leave the rule out for none")
+        if not -(2**63) <= self.secret < 2**64:
+            raise ConfigError(f"expected a secret of 64 bits, got {self.secret}; shorten it")
 
     def __call__(self, logits: Logits) -> Scores:
         noise = Streams(self._keys(logits)).normal("output-noise", logits.shape[1])
@@ -196,12 +199,15 @@ RULES: Mapping[str, type[Rule]] = {
     rule.name: rule for rule in (LabelOnly, TopK, Rounding, Temperature, OutputNoise, ReverseSigmoid)
 }
 
+# By type of the default; which numbers a rule takes, it says itself.
+_CHECKS: Mapping[type, Callable[[str, object], object]] = {int: integer, bool: truth, float: number}
+
 
 def answer(edits: Sequence[Edit]) -> Callable[[Logits], Scores] | None:
     """The rule among `edits`; None when there is none, and softmax is released.
 
     Raises:
-        ConfigError: There are two rules, or one that is unknown or has other settings than it takes.
+        ConfigError: There are two rules, or one that is unknown or has other settings than it takes, or of other types.
     """
     rules = [edit for edit in edits if edit.get("edit") == OUTPUT]
     if not rules:
@@ -213,6 +219,9 @@ def answer(edits: Sequence[Edit]) -> Callable[[Logits], Scores] | None:
     name, settings = str(rules[0].get("rule")), {k: v for k, v in rules[0].items() if k not in ("edit", "rule")}
     if name not in RULES:
         raise ConfigError(f"expected an output rule of {', '.join(RULES)}, got {name!r}; update mi-audit")
+    for each in fields(RULES[name]):
+        if each.name in settings:
+            settings[each.name] = _CHECKS[type(each.default)](each.name, settings[each.name])
     try:
         return RULES[name](**settings)
     except TypeError as error:

@@ -12,6 +12,7 @@ from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn import skips_attention, skips_convolution, skips_maxvit, skips_residual, skips_traced
 from mi_audit.nn.anatomy import Anatomy, dissect
+from mi_audit.nn.plain_data import numbers
 from mi_audit.nn.skips_joining import Add, Handler, Handlers, Kind, Scaling, scaling
 
 NAME = "skips"  # of the edit
@@ -106,7 +107,7 @@ def edit(factors: Mapping[str, float], *, idle_projections: bool = False) -> Edi
     return {"edit": NAME, "factors": dict(factors)} | ({"idle_projections": True} if idle_projections else {})
 
 
-def scale(net: nn.Module, *, factors: Mapping[str, float], idle_projections: bool = False) -> None:
+def scale(net: nn.Module, *, factors: object, idle_projections: bool = False) -> None:
     """Multiply shortcuts by constant factors from now on; the keys of the state dict stay.
 
     Args:
@@ -118,9 +119,10 @@ def scale(net: nn.Module, *, factors: Mapping[str, float], idle_projections: boo
     Raises:
         ConfigError: Nothing would change, a name or factor is wrong, or a block was scaled before.
     """
-    if all(value == 1 for value in factors.values()):
-        raise ConfigError(f"expected factors of skip connections below 1, got {dict(factors)}; nothing would change")
-    plans = [(net.get_submodule(name), own) for name, own in _by_block(net, factors).items()]
+    wanted = numbers("factors", factors)
+    if all(value == 1 for value in wanted.values()):
+        raise ConfigError(f"expected factors of skip connections below 1, got {dict(wanted)}; nothing would change")
+    plans = [(net.get_submodule(name), own) for name, own in _by_block(net, wanted).items()]
     handlers = [_plan(block, own) for block, own in plans]
     for (block, own), handler in zip(plans, handlers, strict=True):
         adds = dict(handler.adds(block))

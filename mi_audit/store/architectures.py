@@ -123,6 +123,15 @@ def load_strictly(net: nn.Module, tensors: Mapping[str, Tensor], arch: str, sour
     """Copy `tensors` into `net`.
 
     Raises:
+        TargetError: As `check_fit`.
+    """
+    net.load_state_dict(check_fit(net, tensors, arch, source), strict=True)
+
+
+def check_fit(net: nn.Module, tensors: Mapping[str, Tensor], arch: str, source: object) -> Mapping[str, Tensor]:
+    """`tensors` completed for `net`, which may be without memory, on the device `meta`; nothing is copied.
+
+    Raises:
         TargetError: A tensor is missing, left over or of another shape; the message lists at most five of each.
     """
     wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
@@ -146,7 +155,7 @@ def load_strictly(net: nn.Module, tensors: Mapping[str, Tensor], arch: str, sour
         raise TargetError(
             f"expected the weights of {arch}, got {source} with {found}; correct --arch, --num-classes or --input-size"
         )
-    net.load_state_dict(tensors, strict=True)
+    return tensors
 
 
 def _timm(name: str, num_classes: int, channels: int, size: int | None, kwargs: dict[str, Any]) -> nn.Module:

@@ -8,16 +8,43 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.report import Interval, Quantity
 from mi_audit.nn.intervals import clopper_pearson
 from mi_audit.nn.modes import evaluating
+from mi_audit.nn.output_rules import answer
+from mi_audit.store.targets import LoadedModel
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Dataset, device: str, batch_size: int = 256) -> Quantity:
     """The share of `data` that `model` puts into the right class, with its exact 95 % interval."""
+    return _share(hits_and_loss(model, data, device, batch_size)[0] if len(data) else 0, data)
+
+
+@torch.no_grad()
+def measured_accuracy(model: LoadedModel, data: Dataset, device: str, batch_size: int = 256) -> Quantity:
+    """As `accuracy`, of what is released: where the model answers through an output rule, its labels are counted.
+
+    The model, which is on `device`, is left in the mode it was in.
+    """
+    if answer(model.edits) is None:
+        return accuracy(model.classifier, data, device, batch_size)
+    training = {module: module.training for module in model.classifier.modules()}
+    learning = {parameter: parameter.requires_grad for parameter in model.classifier.parameters()}
+    target = model.target()
+    hits = torch.zeros((), dtype=torch.int64, device=device)
+    for start in range(0, len(data), batch_size):
+        rows = slice(start, start + batch_size)
+        hits += (target.labels(data.images(rows, device)) == data.labels[rows].to(device)).sum()
+    for module, mode in training.items():
+        module.training = mode
+    for parameter, learns in learning.items():
+        parameter.requires_grad_(learns)
+    return _share(int(hits), data)
+
+
+def _share(hits: int, data: Dataset) -> Quantity:
     if not len(data):
         return Quantity(
             value=None, unit="share", count=0, counted="images", reason=f"{data.name} has no images in this split"
         )
-    hits, _ = hits_and_loss(model, data, device, batch_size)
     low, high = clopper_pearson(hits, len(data))
     interval = Interval(low=low, high=high, method="exact binomial (Clopper-Pearson) over images")
     return Quantity(value=hits / len(data), unit="share", count=len(data), counted="images", interval=interval)

@@ -12,7 +12,9 @@ from mi_audit.audit.identify import chance_floor, identify, natural_order, wilso
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import TargetError
 from mi_audit.nn.classifier import Classifier
+from mi_audit.nn.output_rules import OutputNoise
 from mi_audit.store.targets import LoadedModel, load_model, new_model
+from mi_audit.train.accuracy import measured_accuracy
 from tests import toy
 
 
@@ -40,6 +42,12 @@ def test_a_right_model_stays_as_declared():
     settled, measured = identify(model, toy.dataset(), "cpu")
     assert measured.value == 1.0 and measured.count == 24 and measured.unit == "share"
     assert settled.classifier is model.classifier
+
+
+def test_the_accuracy_of_an_api_is_that_of_its_answers_and_no_reason_to_doubt_the_model():
+    model = loaded(edits=(OutputNoise(deviation=50.0).edit(),))
+    settled, measured = identify(model, toy.dataset(), "cpu")
+    assert measured == measured_accuracy(settled, toy.dataset(), "cpu") and measured.value < 0.7
 
 
 def test_outputs_in_natural_order_are_found_by_accuracy():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,7 @@ import torch
 
 from mi_audit.audit import retrain
 from mi_audit.audit.composition import UNDEFENDED, compose
+from mi_audit.audit.defend import trained
 from mi_audit.audit.plan import DefendPlan
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.progress import Silent
@@ -18,6 +20,7 @@ from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.settings_tables import DefendTable
 from mi_audit.core.dataset import Dataset
 from mi_audit.store.targets import LoadedModel, save_model
+from mi_audit.train.accuracy import accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.recipe import Recipe
 from tests.world import defend_plan
@@ -146,3 +149,21 @@ def test_an_interrupted_training_goes_on_but_not_for_another_start(scene, tmp_pa
         retrained(replace(scene, progress=Killed()), first, 0, file, "killed")
     assert same(retrained(scene, second, 0, file, "other"), wanted[1])
     assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_the_accuracy_of_a_model_that_hides_its_answers_is_that_of_the_answers(scene):
+    noisy = compose("output-noise", {"output-noise": {"deviation": 50.0}}, None)
+    model, facts = trained(scene, noisy, start(scene, 5), PLAIN.recipe, 0)
+    shown = sum(row.value * row.count for row in facts.accuracy_per_class) / facts.accuracy.count
+    assert facts.accuracy.value == pytest.approx(shown) and facts.accuracy.value == model.defense["test_accuracy"]
+    assert facts.accuracy != accuracy(model.classifier, scene.splits.test, scene.device)
+
+
+def test_the_manifest_names_data_and_versions_and_a_kept_model_is_not_written_again(scene, tmp_path, monkeypatch):
+    file = tmp_path / "m.safetensors"
+    about = retrained(scene, PLAIN, 0, file, "plain").defense
+    assert about["data"] == {"train": "train", "val": "val"} and about["versions"]["torch"] == version("torch")
+    before = [path.read_bytes() for path in (file, file.with_suffix(".json"))]
+    monkeypatch.setattr(retrain, "tool_versions", lambda: dict.fromkeys(about["versions"], "later"))
+    retrained(scene, PLAIN, 0, file, "plain")
+    assert [path.read_bytes() for path in (file, file.with_suffix(".json"))] == before

@@ -229,6 +229,28 @@ def test_a_defense_that_view_averaging_undoes_is_answered_by_enough_of_the_right
     assert flag.passed is passed and (f"averaging over {averaging.count} views (taa)" in flag.detail) is passed
 
 
+HEAD = {"edit": "low-rank-head", "layer": "8", "rank": 3, "norm": "none"}
+
+
+@pytest.mark.parametrize("defense", [{}, {"method": "none"}, {"method": None}, {"name": "loft"}])
+def test_a_changed_architecture_needs_a_named_defense(defense):
+    flag = no_adaptive([{"method": "bido"}, defense], {"x": Adaptive()}, None, [(), (HEAD,)])
+    assert flag.passed is False
+    assert flag.detail == "the architecture was changed by a defense that the manifest does not name"
+    answers = no_adaptive([defense], {"x": Adaptive()}, None, [({"edit": "output", "rule": "label-only"},)])
+    assert answers.passed is False and answers.detail.startswith("the answers are changed by")
+    assert no_adaptive([{"method": "bido"}], {"x": Adaptive()}, None, [(HEAD,)]).passed is True
+    assert no_adaptive([{}], {"x": Adaptive()}, None, [()]).passed is True
+
+
+def test_an_unnamed_defense_of_the_model_under_audit_is_found(digits, cache, tmp_path):
+    with open_scene(digit_plan(digits, tmp_path / "run", cache), "attack", Silent()) as scene:
+        model = replace(scene.model, edits=({"edit": "output", "rule": "label-only"},))
+        facts = model_facts(model, Quantity(value=1.0, unit="share", count=1, counted="images"))
+        flags = validity.check(scene, {0: (model, facts)}, (0, 3), [], {"x": Adaptive()}, None)
+    assert flags[-1].id == "G6 NO_ADAPTIVE" and flags[-1].passed is False
+
+
 def test_a_loss_has_settled_when_it_fell_and_its_second_half_brings_little_of_it():
     assert not validity.settled(attack(losses=(9.0, 9.0, 9.0))) and not validity.settled(attack(losses=(9.0, 8.5, 8.2)))
     assert validity.settled(attack(losses=(9.0, 8.0, 8.0))) and not validity.settled(attack(losses=(2.0, 1.0, 0.94)))

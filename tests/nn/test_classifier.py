@@ -131,3 +131,18 @@ def test_logits_are_differentiable_in_images_of_another_size():
     images = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     wrap(flat())(images).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [0, 2049])
+def test_an_input_size_out_of_range_is_refused(size):
+    with pytest.raises(TargetError, match=f"expected an input size from 1 to 2048 pixels, got {size}"):
+        wrap(flat(), size=size)
+
+
+def test_images_that_do_not_fit_into_memory_are_an_error_of_the_model(monkeypatch):
+    def full(*_shape, **_options):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(TargetError, match="got the error 'not enough memory'; correct --input-size"):
+        wrap(flat())

@@ -69,3 +69,9 @@ def test_keeps_the_activation_inside_the_norms_of_timm():
 def test_refuses_what_is_no_batch_norm(name, found):
     with pytest.raises(ConfigError, match=f"expected a batch normalisation at '{name}', got {found}"):
         group_norm(plain_cnn(), modules=[name])
+
+
+@pytest.mark.parametrize("modules", ["1", 5])
+def test_refuses_a_damaged_manifest(modules):
+    with pytest.raises(ConfigError, match="expected a list of names as modules, got"):
+        group_norm(plain_cnn(), modules=modules)

@@ -258,6 +258,21 @@ def test_refuses_an_edit_that_does_not_fit_the_network():
         edits.apply(plain_cnn(), [{**LOW_RANK, "layer": "17", "norm": "group"}])
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({**LOW_RANK, "rank": -1}, "a whole number from 1 as rank, got -1"),
+        ({**LOW_RANK, "rank": 2.0}, "as rank, got 2.0"),
+        ({**LOW_RANK, "rank": True}, "as rank, got True"),
+        ({**BOTTLENECK, "code": 0}, "a whole number from 1 as code, got 0"),
+        ({**BOTTLENECK, "eval_noise": "x"}, "true or false as eval_noise, got 'x'"),
+    ],
+)
+def test_refuses_settings_of_a_damaged_manifest(edit, message):
+    with pytest.raises(ConfigError, match=message):
+        edits.apply(plain_cnn(), [{**edit, "layer": "17"}])
+
+
 def test_finding_the_layer_changes_nothing():
     net = plain_cnn().train()
     net[4].eval()

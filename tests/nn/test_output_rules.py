@@ -147,8 +147,35 @@ def test_refuses_a_manifest_of_another_version(edits, message):
         (OutputNoise, {"deviation": 0.0}),
         (ReverseSigmoid, {"beta": 0.0}),
         (ReverseSigmoid, {"gamma": -1.0}),
+        (OutputNoise, {"secret": 2**64}),
+        (OutputNoise, {"secret": -(2**63) - 1}),
     ],
 )
 def test_refuses_settings_out_of_range(rule, settings):
     with pytest.raises(ConfigError, match=r"expected .* got .*; "):
         rule(**settings)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "message"),
+    [
+        ("top-k", {"k": "3"}, "a whole number as k, got '3'"),
+        ("top-k", {"k": 3.5}, "a whole number as k, got 3.5"),
+        ("top-k", {"k": True}, "a whole number as k, got True"),
+        ("top-k", {"renormalise": "no"}, "true or false as renormalise, got 'no'"),
+        ("rounding", {"decimals": 2.5}, "a whole number as decimals, got 2.5"),
+        ("temperature", {"temperature": "5"}, "a finite number as temperature, got '5'"),
+        ("temperature", {"temperature": 10**400}, "a finite number as temperature"),
+        ("output-noise", {"deviation": True}, "a finite number as deviation, got True"),
+        ("output-noise", {"secret": "abc"}, "a whole number as secret, got 'abc'"),
+        ("output-noise", {"secret": 2**80}, "a secret of 64 bits"),
+        ("reverse-sigmoid", {"beta": [1.0]}, "a finite number as beta, got "),
+    ],
+)
+def test_refuses_settings_of_other_types(rule, settings, message):
+    with pytest.raises(ConfigError, match=f"expected {message}"):
+        answer([{"edit": "output", "rule": rule, **settings}])
+
+
+def test_whole_numbers_are_numbers_too():
+    assert answer([{"edit": "output", "rule": "temperature", "temperature": 4}]) == Temperature(temperature=4)

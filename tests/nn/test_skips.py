@@ -158,6 +158,14 @@ def test_what_does_not_fit_is_refused_before_anything_changes(factors, message):
     assert not skips.installed(net) and net.layer4[0].downsample is not None
 
 
+@pytest.mark.parametrize(
+    "factors", [["layer4.1.residual"], "x", {"layer4.1.residual": "0"}, {"layer4.1.residual": True}]
+)
+def test_factors_of_a_damaged_manifest_are_refused(factors):
+    with pytest.raises(ConfigError, match="expected numbers by name as factors, got "):
+        skips.scale(torchvision_net("resnet18")[0], factors=factors)
+
+
 def test_a_block_is_scaled_once():
     net = torchvision_net("resnet18")[0]
     skips.scale(net, factors={"layer4.1.residual": 0.5})

@@ -9,7 +9,7 @@ from torch import nn
 
 from mi_audit.core.errors import StorageError, TargetError
 from mi_audit.core.target import QueryLedger, TorchTarget
-from mi_audit.nn import edits
+from mi_audit.nn import edits, heads
 from mi_audit.store.targets import load_model, load_target, new_model, save_model
 
 
@@ -246,3 +246,93 @@ def test_an_edit_of_a_later_version_names_the_file(edited, monkeypatch):
     monkeypatch.setattr(edits, "EDITS", {})
     with pytest.raises(TargetError, match=r"got 'narrow'; update mi-audit \(.*m\.safetensors\)"):
         load_model(edited.ref)
+
+
+LOW_RANK = {"edit": "low-rank-head", "layer": "8", "rank": 3, "norm": "none"}
+BOTTLENECK = {"edit": "bottleneck-head", "layer": "8", "code": 3, "eval_noise": False}
+
+
+def forged(path, edit):
+    """A small network that says it was edited by `edit`, under a seal that fits: no secret goes into it."""
+    model = fresh().edited([LOW_RANK])
+    with torch.no_grad():
+        model.classifier.net.get_buffer(edits.SEAL).copy_(edits.seal([edit]))
+    return save_model(path, replace(model, edits=(edit,)), {}).ref
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({**LOW_RANK, "rank": 10**12}, r"of another shape: 8.reduce.weight \(3, 128\) instead of \(1000000000000, 128"),
+        ({**LOW_RANK, "rank": 10**8}, "of another shape: 8.reduce.weight"),
+        ({**LOW_RANK, "rank": 10**18}, "edits that fit built-in:cnn, got the error 'Storage size"),
+        ({**LOW_RANK, "rank": 10**30}, "expected the settings of the edit 'low-rank-head', got 'empty"),
+        ({**LOW_RANK, "rank": -1}, "expected a whole number from 1 as rank, got -1"),
+        ({**BOTTLENECK, "code": 10**11}, "2 missing: 8.encode.weight, 8.encode.bias"),
+        ({**BOTTLENECK, "eval_noise": "x"}, "expected true or false as eval_noise, got 'x'"),
+        ({"edit": "skips", "factors": ["0"]}, "expected numbers by name as factors"),
+        ({"edit": "skips", "factors": "0"}, "expected numbers by name as factors"),
+    ],
+)
+def test_edits_of_a_hostile_manifest_are_refused_before_memory_is_taken(tmp_path, monkeypatch, edit, message):
+    devices: list[str] = []
+    build = heads._replace
+
+    def watched(net, layer, head):
+        build(net, layer, head)
+        devices.append(next(net.get_submodule(layer).parameters()).device.type)
+
+    path = forged(tmp_path / "m.safetensors", edit)
+    monkeypatch.setattr(heads, "_replace", watched)
+    with pytest.raises(TargetError, match=message) as error:
+        load_model(path)
+    assert "m.safetensors" in str(error.value) and "\n" not in str(error.value) and set(devices) <= {"meta"}
+
+
+def test_an_edit_that_fits_is_rehearsed_without_memory_and_then_made(tmp_path):
+    saved = save_model(tmp_path / "m.safetensors", fresh().edited([LOW_RANK]), {})
+    loaded = load_model(saved.ref)
+    assert {value.device.type for value in loaded.classifier.state_dict().values()} == {"cpu"}
+    assert torch.equal(loaded.classifier.eval()(images()), saved.classifier.eval()(images()))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([{"rule": "blur"}], "expected an output rule of label-only, .* got 'blur'"),
+        ([{"rule": "label-only"}, {"rule": "rounding"}], "expected one output rule, got label-only, rounding"),
+        ([{"rule": "top-k", "k": "3"}], "expected a whole number as k, got '3'"),
+        ([{"rule": "output-noise", "secret": 2**80}], "expected a secret of 64 bits"),
+    ],
+)
+def test_an_output_rule_that_cannot_be_followed_is_refused_when_the_model_is_loaded(tmp_path, rules, message):
+    damaged = replace(fresh(), edits=tuple({"edit": "output", **rule} for rule in rules))
+    path = save_model(tmp_path / "m.safetensors", damaged, {}).ref
+    with pytest.raises(TargetError, match=rf"{message}.*m\.safetensors"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "fact", "value", "message"),
+    [
+        ("built-in:cnn", "size", 1_000_000, "expected an input size from 1 to 2048 pixels, got 1000000"),
+        ("built-in:cnn", "size", -1, "expected an input size from 1 to 2048 pixels, got -1"),
+        ("timm:vit_tiny_patch16_224", "size", 10**7, "expected an input size from 1 to 2048 pixels"),
+        (
+            "built-in:cnn",
+            "num_classes",
+            10**11,
+            r"expected num_classes from 1 to 128, .*m.safetensors, got 100000000000",
+        ),
+        ("built-in:cnn", "channels", 10**11, "expected channels from 1 to 128, "),
+    ],
+)
+def test_sizes_of_a_damaged_manifest_are_refused_before_memory_is_taken(
+    tmp_path, monkeypatch, arch, fact, value, message
+):
+    path = save_model(tmp_path / "m.safetensors", fresh(), {}).ref
+    about = json.loads(Path(path).with_suffix(".json").read_text())
+    Path(path).with_suffix(".json").write_text(json.dumps({**about, "arch": arch, fact: value}))
+    monkeypatch.setattr("mi_audit.store.targets._fresh", None)  # nothing is built
+    with pytest.raises(TargetError, match=message):
+        load_model(path)
