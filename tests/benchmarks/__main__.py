@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--case", action="append", help="only this case; may be repeated")
     parser.add_argument("--precision", action="append", choices=("32", "bf16"), help="only this precision")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--page", type=Path, metavar="JSON", help="print docs/performance.md from rows, measure nothing")
+    parser.add_argument(
+        "--page", type=Path, metavar="JSON", help="print docs/performance.md from rows, measure nothing"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=("cpu", "wall"), help="default: wall on an idle machine or an accelerator")
     parser.add_argument("--threads", type=int, help="default: all on an idle machine, one when others compute")

@@ -1,4 +1,4 @@
-"""Whether two candidates that were timed side by side also found the same: gradients, one step, losses, attack rates."""
+"""Whether two candidates that were timed side by side also found the same: gradients, a step, losses, attack rates."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,9 +69,9 @@ def first_step() -> Iterator[list[tuple[Tensor, Tensor]]]:
 
         return update
 
-    with mock.patch.multiple(optimisers.Nesterov, update=watched(optimisers.Nesterov.update)):
-        with mock.patch.multiple(optimisers.Adam, update=watched(optimisers.Adam.update)):
-            yield seen
+    nesterov, adam = (watched(rule.update) for rule in (optimisers.Nesterov, optimisers.Adam))
+    with mock.patch.object(optimisers.Nesterov, "update", nesterov), mock.patch.object(optimisers.Adam, "update", adam):
+        yield seen
 
 
 def cosines(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -126,7 +126,9 @@ def judge(
         exact: In single precision gradients and steps have to agree; in bfloat16 only losses and rates have to.
     """
     angle = cosines(*gradients)
-    (loss, loss_reference), (rate, rate_reference) = ([float(part.double().mean()) for part in pair] for pair in (losses, hits))
+    (loss, loss_reference), (rate, rate_reference) = (
+        [float(part.double().mean()) for part in pair] for pair in (losses, hits)
+    )
     loss_slack = max(LOSS_SHARE * loss_reference, LOSS_LEAST, spread_of_mean(losses[0] - losses[1], labels))
     rate_slack = max(1 / len(labels), spread_of_mean(hits[0] - hits[1], labels))
     same_work = {k: v for k, v in work[0].items() if v} == {k: v for k, v in work[1].items() if v}

@@ -147,7 +147,7 @@ def _nesterov(
             z = z + (-attack.momentum * before + (1 + attack.momentum) * velocity)
             z = z.detach().clamp(-attack.clip, attack.clip).requires_grad_()
             tape.note(step, rows, gradient, z)
-            _said(prior.item(), identity.item())
+            said(prior.item(), identity.item())
         _finish(nets, z, rows, images)
     return _found(images, classes.repeat_interleave(attack.restarts), tape)
 
@@ -165,7 +165,7 @@ def _found(images: list[Tensor], labels: Tensor, tape: Tape) -> Found:
     return Found(torch.stack(images), labels, tape.gradients, tape.moved)
 
 
-def _said(*numbers: float) -> None:
+def said(*numbers: float) -> None:
     """Published loops print such numbers now and then; what costs time is that they were fetched."""
     del numbers
 
@@ -191,7 +191,7 @@ def kedmi(nets: Networks, attack: KEDMI, classes: Tensor, seed: int) -> Found:
             gradient = torch.cat([mean.grad, log_variance.grad], dim=1).clone()
             solver.step()
             tape.note(step, rows, gradient, torch.cat([mean, log_variance], dim=1))
-            _said(prior.item(), identity.item())
+            said(prior.item(), identity.item())
         for restart in range(attack.samples):
             drawn = Streams.of(seed, labels, torch.full_like(labels, restart))
             noise = drawn.normal("gaussian", nets.width, step=attack.steps)
@@ -219,7 +219,7 @@ def plg_mi(nets: Networks, attack: PLGMI, classes: Tensor, seed: int) -> Found:
             gradient = z.grad.clone()
             solver.step()
             tape.note(step, rows, gradient, z)
-            _said(loss.item())
+            said(loss.item())
         _finish(nets, z, rows, images, labels)
     return _found(images, classes.repeat_interleave(attack.restarts), tape)
 
@@ -255,5 +255,3 @@ def counted(nets: Networks) -> tuple[Counter[str], Callable[[], None]]:
         module.register_forward_hook(watch(name)) for name, modules in nets.modules().items() for module in modules
     ]
     return work, lambda: [handle.remove() for handle in handles] and None
-
-

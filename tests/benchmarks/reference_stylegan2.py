@@ -34,11 +34,9 @@ class PerSampleGenerator(nn.Module):
     def mean(self) -> Tensor:
         return self.generator.mapping.average
 
-    def forward(self, styles: Tensor) -> Tensor:
-        """Styles to images in [0, 1]."""
-        return self.show(self.paint(styles, None, range(self.blocks)))
-
-    def show(self, painting: Painting) -> Tensor:
+    def forward(self, styles: Tensor, painting: Painting | None = None, start: int = 0) -> Tensor:
+        """Styles to images in [0, 1]; from block `start` on, when the blocks before it left a painting."""
+        painting = self.paint(styles, painting, range(start, self.blocks))
         return (painting.colours * 0.5 + 0.5).clamp(0, 1)
 
     def paint(self, styles: Tensor, painting: Painting | None, blocks: range) -> Painting:

@@ -144,8 +144,15 @@ def _operations(case: Case, reference: Reference, built: Built) -> dict[str, flo
 
 def _memory(run: Callable[[Size], object], size: Size, device: str) -> float:
     """Bytes that one more image needs at the peak of a step; the weights cancel."""
-    def of(classes: int) -> int:
-        few = replace(size.steps(0), classes=classes, batch=classes, settings=size.steps(0).settings | size.fewest)
+
+    def of(images: int) -> int:
+        fewer = size.steps(0)
+        if "pool" in size.settings:  # these go through one class after the other
+            few = replace(
+                fewer, classes=1, batch=images, settings=fewer.settings | {"restarts": images, "pool": images}
+            )
+        else:
+            few = replace(fewer, classes=images, batch=images, settings=fewer.settings | fewer.single)
         run(few)
         return machine.peak(lambda: run(few), device)
 
@@ -156,10 +163,10 @@ def _scaling(case: Case, engine: Engine, options: Options) -> dict[str, float]:
     """Image-iterations per second when there are so many times more restarts."""
     found = {}
     for times in case.scaled:
-        more = {"restarts": times * case.timed.settings.get("restarts", 1)}
+        more = {name: times * case.timed.settings[name] for name in ("restarts", "pool") if name in case.timed.settings}
         size = replace(case.timed, settings=case.timed.settings | more)
         seconds = min(_timed(lambda size=size: engine.run(size), options)[0] for _ in range(2))
-        found[str(size.classes * more["restarts"])] = iterations(size) / seconds
+        found[str(size.classes * size.settings["restarts"])] = iterations(size) / seconds
     return found
 
 
@@ -219,7 +226,7 @@ def _quality(
         engine.run(once, batch=1)
     together, apart = _first(whole, rows), _first(alone, rows)
     return quality.judge(
-        gradients=(together[0], found.gradients),
+        gradients=(together[0].flatten(1)[:, : found.gradients[0].numel()], found.gradients),
         rebatched=float((together[1] - apart[1]).abs().max()),
         work=(run.work, work),
         losses=(course.losses, plain.losses),
@@ -240,13 +247,11 @@ def _first(steps: list[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tenso
     return torch.cat([one for one, _ in taken]), torch.cat([two for _, two in taken])
 
 
-def _course(
-    case: Case, built: Built, options: Options, run: Callable[[Size, int], Found | Reconstructions]
-) -> _Course:
+def _course(case: Case, built: Built, options: Options, run: Callable[[Size, int], Found | Reconstructions]) -> _Course:
     """Run shares of the steps, and all of them with every seed."""
     target, evaluator = (net.to(options.device).eval() for net in (built.target, built.evaluator))
     run(case.judged.steps(0), 0)
-    points, finals = [], []
+    points = []
     for share in SHARES:
         seconds, found = _timed(lambda share=share: run(case.judged.steps(share), 0), options)
         points.append((seconds, float(quality.hits(evaluator, found.images, found.labels).mean())))

@@ -128,7 +128,16 @@ def courses(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def hardware(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["case", "precision", "GFLOP per img-it", "ceiling GFLOP/s", "share", "plain share", "MB per image", "plain MB"]
+    head = [
+        "case",
+        "precision",
+        "GFLOP per img-it",
+        "ceiling GFLOP/s",
+        "share",
+        "plain share",
+        "MB per image",
+        "plain MB",
+    ]
     return [
         head,
         *(
