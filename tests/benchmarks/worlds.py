@@ -6,7 +6,7 @@ prior, the classifier has something to learn, and an attack has somewhere to go.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from mi_audit.train.classifier import fit
 from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded
 
-VERSION = 2  # raised whenever the same settings would give other weights
+VERSION = 3  # raised whenever the same settings would give other weights
 CHUNK = 16
 RANK = 8  # directions of the latent space that images depend on; with more, attacks find adversarial noise only
 NOISE = 0.4  # within a class, as a share of the deviation of the prior
@@ -223,16 +223,11 @@ def _kept(
 def _train(world: World, generator: nn.Module, width: int, parts: nn.ModuleDict, key: str) -> dict[str, Any]:
     """Let target and evaluator learn the private images, or only meet them when there are none to learn from."""
     if not world.images:
-        images = _private(world, generator, width, torch.arange(8) % world.classes, "calibrate")
-        for part in parts.values():
-            _measured(part)
-            with torch.no_grad():
-                part.train()(images)
-            part.eval()
+        images = _meet(world, generator, width, parts.values())
         return {"features": _features(parts["target"], images), "accuracy": None}
     data = _data(world, generator, width, key)
-    for name, epochs in (("target", world.epochs), ("evaluator", 5 * world.epochs)):
-        _fit(parts[name], data, epochs)
+    _fit(parts["target"], data, world.epochs, lr=0.01)
+    _fit(parts["evaluator"], data, 5 * world.epochs, lr=0.05)
     held = torch.arange(world.classes).repeat(8)
     images = _private(world, generator, width, held, "test")
     with torch.no_grad():
@@ -243,7 +238,10 @@ def _train(world: World, generator: nn.Module, width: int, parts: nn.ModuleDict,
 def _teach(
     world: World, generator: nn.Module, width: int, target: Classifier, students: nn.ModuleList, key: str
 ) -> dict[str, Any]:
-    """Distil the target into the students."""
+    """Distil the target into the students, or only let them meet images when there are none to learn from."""
+    if not world.images:
+        _meet(world, generator, width, students)
+        return {}
     data = _data(world, generator, width, key)
     with torch.no_grad():
         answers = torch.cat([target(part) for part in data.images().split(64)]).log_softmax(1)
@@ -253,8 +251,19 @@ def _teach(
 
     numbered = replace(data, labels=torch.arange(len(data)))
     for student in students:
-        _fit(student, numbered, 1, loss=distil)
+        _fit(student, numbered, 1, lr=0.01, loss=distil)
     return {}
+
+
+@torch.no_grad()
+def _meet(world: World, generator: nn.Module, width: int, networks: Iterable[nn.Module]) -> Tensor:
+    """Images that the batch norms of `networks` take their statistics from."""
+    images = _private(world, generator, width, torch.arange(8) % world.classes, "calibrate")
+    for network in networks:
+        _measured(network)
+        network.train()(images)
+        network.eval()
+    return images
 
 
 def _data(world: World, generator: nn.Module, width: int, key: str) -> Dataset:
@@ -263,8 +272,8 @@ def _data(world: World, generator: nn.Module, width: int, key: str) -> Dataset:
     return Dataset("benchmark", pixels, labels, tuple(str(label) for label in range(world.classes)), key)
 
 
-def _fit(model: nn.Module, data: Dataset, epochs: int, **how: Any) -> None:
-    recipe = Recipe(epochs=epochs, batch_size=32, lr=0.05)
+def _fit(model: nn.Module, data: Dataset, epochs: int, lr: float, **how: Any) -> None:
+    recipe = Recipe(epochs=epochs, batch_size=32, lr=lr)
     fit(model, data, data.select(torch.arange(0)), recipe, seed=0, device="cpu", on_step=lambda *_: None, **how)
     model.eval()
 
