@@ -131,3 +131,10 @@ def test_logits_are_differentiable_in_images_of_another_size():
     images = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     wrap(flat())(images).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+def test_resizes_half_precision_images():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    model = Classifier(net, size=4, channels=3, mean=(0.5,), std=(0.5,))
+    images = torch.full((2, 3, 8, 8), 0.5)
+    assert model(images.bfloat16()).equal(model(images))
