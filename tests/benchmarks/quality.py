@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mi_audit.nn import optimisers
 from mi_audit.nn.optimisers import Optimiser
 
-COSINE, STEP = 0.999, 1e-6  # least median cosine of gradients; most difference of a step between batch sizes
+COSINE, STEP = 0.999, 1e-3  # least median cosine of gradients; most relative difference between batch sizes
 LOSS_SHARE, LOSS_LEAST = 0.02, 0.01  # most by which the final loss may be worse
 SHARE = 0.9  # of the reference's final rate, the quality that time is taken to
 
@@ -24,7 +24,7 @@ class Quality:
 
     Attributes:
         cosine, cosine_least: Of the first gradient with that of the reference: median and least over latents.
-        rebatched: Largest difference of a latent after one step, one image at a time against all at once.
+        rebatched: Largest difference of a first gradient, one image at a time against all at once, over its norm.
         same_work: Both sent the same number of images through each network, forward and backward.
         loss, loss_reference: Mean cross-entropy of the final images on the target in single precision.
         loss_slack: By how much the first may exceed the second.
@@ -77,6 +77,12 @@ def first_step() -> Iterator[list[tuple[Tensor, Tensor]]]:
 def cosines(ours: Tensor, theirs: Tensor) -> Tensor:
     """Of every row with the row beside it."""
     return F.cosine_similarity(ours.flatten(1).double(), theirs.flatten(1).double(), dim=1)
+
+
+def rebatched(together: Tensor, apart: Tensor) -> float:
+    """Largest difference of a row from the same row in another batch, over its norm; 0 when all bits are equal."""
+    norms = together.flatten(1).norm(dim=1).clamp_min(1e-30)
+    return float(((together - apart).flatten(1).norm(dim=1) / norms).max())
 
 
 @torch.no_grad()

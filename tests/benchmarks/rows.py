@@ -227,7 +227,7 @@ def _quality(
     together, apart = _first(whole, rows), _first(alone, rows)
     return quality.judge(
         gradients=(together[0].flatten(1)[:, : found.gradients[0].numel()], found.gradients),
-        rebatched=float((together[1] - apart[1]).abs().max()),
+        rebatched=quality.rebatched(together[0], apart[0]),
         work=(run.work, work),
         losses=(course.losses, plain.losses),
         hits=(course.hits, plain.hits),

@@ -74,6 +74,12 @@ def test_cosines_are_those_of_rows():
     torch.testing.assert_close(quality.cosines(ours, theirs), torch.tensor([1, 0.96, 0], dtype=torch.float64))
 
 
+def test_rows_are_compared_with_themselves_in_another_batch():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    assert quality.rebatched(rows, rows) == 0
+    assert quality.rebatched(rows, rows + torch.tensor([[0.5, 0], [0, 0]])) == pytest.approx(0.1)
+
+
 def test_losses_and_hits_of_images():
     net, images = nn.Flatten(), torch.tensor([[0.0, 0.0], [2.0, 0.0]])[:, :, None, None]
     labels = torch.tensor([1, 1])

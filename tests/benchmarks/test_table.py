@@ -52,9 +52,8 @@ def test_columns_are_aligned():
 
 def test_the_terminal_shows_all_tables():
     shown = table.terminal([row(), OTHER])
-    assert all(
-        part in shown for part in ("1.95 [1.81..2.04]", "0.010 / 0.020", "71%", "10: 60.0, 30: 61.0", "a prefix")
-    )
+    parts = ("1.95 [1.81..2.04]", "0.010 / 0.020", "71%", "10: 60.0, 30: 61.0", "a prefix")
+    assert all(part in shown for part in parts)
     assert "\n\n\n" not in table.terminal([OTHER])
 
 
