@@ -75,9 +75,9 @@ def test_cosines_are_those_of_rows():
 
 
 def test_rows_are_compared_with_themselves_in_another_batch():
-    rows = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    rows = torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 1.0]])
     assert quality.rebatched(rows, rows) == 0
-    assert quality.rebatched(rows, rows + torch.tensor([[0.5, 0], [0, 0]])) == pytest.approx(0.1)
+    assert quality.rebatched(rows, rows + torch.tensor([[0.5, 0], [0, 0.5], [9, 9]])) == pytest.approx(0.1)
 
 
 def test_losses_and_hits_of_images():
