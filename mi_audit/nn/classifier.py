@@ -69,7 +69,8 @@ class Classifier(nn.Module):
         if images.shape[1] != self.channels:
             images = _convert(images, self.channels)
         if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
+            sides = (self.size, self.size)  # in single precision: processors cannot resize bfloat16 with antialias
+            images = F.interpolate(images.float(), sides, mode="bilinear", align_corners=False, antialias=True)
         return (images - self.mean) / self.std
 
     @property

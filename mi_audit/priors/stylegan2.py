@@ -250,7 +250,7 @@ class _StyleGAN2Prior(StylePrior, TunablePrior):
         border = round((1 - self._crop) / 2 * images.shape[3])
         images = images[:, :, border : images.shape[2] - border, border : images.shape[3] - border]
         if images.shape[3] != self._size:
-            images = F.interpolate(images, size=(self._size, self._size), mode="bilinear", antialias=True)
+            images = F.interpolate(images.float(), size=(self._size, self._size), mode="bilinear", antialias=True)
         if images.shape[1] == self._channels:
             return images
         if self._channels == 3:

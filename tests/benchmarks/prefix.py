@@ -1,6 +1,7 @@
-"""How much faster a training is whose frozen layers run once: python -m tests.benchmarks.prefix"""
+"""How much faster training is behind a cached prefix, the one part of the benchmark that is no attack."""
 
-import time
+import statistics
+from typing import Any
 
 import torch
 
@@ -11,29 +12,53 @@ from mi_audit.train.classifier import fit
 from mi_audit.train.defended import DefendedObjective
 from mi_audit.train.objective import Objective, cross_entropy
 from mi_audit.train.recipe import Recipe
+from tests.benchmarks import machine, paired
 from tests.toy import dataset
 
-EPOCHS = 6
+SPECS = {"prefix-1": "stage:1", "prefix-2": "stage:2", "prefix-3": "stage:3"}
 
 
-def seconds(spec: str, objective: Objective) -> float:
-    """Of a whole training of the small ResNet-18 on 128 images of 64 pixels, with 32 to choose the epoch by."""
+def train(spec: str, cached: bool) -> torch.Tensor:
+    """Train a small ResNet-18 whose first layers are frozen on 128 images of 64 pixels, 32 of them to choose the epoch.
+
+    Args:
+        spec: What is frozen.
+        cached: Whether the frozen layers run once.
+
+    Returns:
+        The weights of the last layer.
+    """
     data = dataset(per_class=32, size=64)
     net = new_model(
         "built-in:resnet18-small", num_classes=4, channels=3, size=64, mean=(0.5,), std=(0.5,), seed=0
     ).classifier
     freeze(net, spec, data.images(slice(0, 1), "cpu"))
-    recipe = Recipe(epochs=EPOCHS, precision="32")
-    start = time.process_time()
-    done = fit(
-        net, data, data.select(torch.arange(32)), recipe, seed=0, device="cpu", loss=objective, on_step=lambda *_: None
-    )
-    assert ("ran once" in str(done.facts)) == isinstance(objective, DefendedObjective)
-    return time.process_time() - start
+    objective = DefendedObjective({}, {}, {}, MAIN) if cached else Objective(cross_entropy)
+    few = data.select(torch.arange(32))
+    recipe = Recipe(epochs=3, precision="32")
+    done = fit(net, data, few, recipe, seed=0, device="cpu", loss=objective, on_step=lambda *_: None)
+    assert ("ran once" in str(done.facts)) == cached
+    return net.head.get_parameter("weight").detach()
 
 
-if __name__ == "__main__":
-    print(f"{EPOCHS} epochs, {torch.get_num_threads()} threads")  # noqa: T201
-    for spec in ("stage:1", "stage:3", "linear-probe"):
-        plain, kept = seconds(spec, Objective(cross_entropy)), seconds(spec, DefendedObjective({}, {}, {}, MAIN))
-        print(f"{spec}: {plain:.1f} s, kept {kept:.1f} s, ratio {plain / kept:.1f}")  # noqa: T201
+def row(name: str, options: Any) -> dict[str, Any]:
+    """The row of one freeze point: on the CPU, in single precision."""
+    spec = SPECS[name]
+    runs = {"reference": lambda: train(spec, False), "engine": lambda: train(spec, True)}
+    timing = paired.measure(runs, min(3, options.repetitions), options.clock, options.budget)
+    ratio = timing.ratio("reference", "engine")
+    return {
+        "case": name,
+        "title": f"ResNet-18 frozen up to {spec}, features cached",
+        **machine.facts("cpu"),
+        "precision": "32",
+        "clock": options.clock,
+        "repetitions": timing.repetitions,
+        "load": list(timing.load),
+        "ratio": ratio.median,
+        "ratio_min": ratio.least,
+        "ratio_max": ratio.most,
+        "reference_s": statistics.median(timing.seconds["reference"]),
+        "engine_s": statistics.median(timing.seconds["engine"]),
+        "quality_ok": torch.allclose(train(spec, False), train(spec, True), atol=1e-3),
+    }

@@ -146,3 +146,10 @@ def test_images_that_do_not_fit_into_memory_are_an_error_of_the_model(monkeypatc
     monkeypatch.setattr(torch, "zeros", full)
     with pytest.raises(TargetError, match="got the error 'not enough memory'; correct --input-size"):
         wrap(flat())
+
+
+def test_resizes_half_precision_images():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    model = Classifier(net, size=4, channels=3, mean=(0.5,), std=(0.5,))
+    images = torch.full((2, 3, 8, 8), 0.5)
+    assert model(images.bfloat16()).equal(model(images))

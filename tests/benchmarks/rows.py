@@ -1,0 +1,260 @@
+"""Runs a case: times reference and engine side by side, compares what they found, and makes a row per precision."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_audit.core.reconstruction import Reconstructions
+from mi_audit.core.run import Run
+from tests.benchmarks import machine, paired, quality
+from tests.benchmarks.cases import Case, Engine, Precision, Reference, Size, iterations
+from tests.benchmarks.paired import Clock, Timing
+from tests.benchmarks.quality import Quality
+from tests.benchmarks.reference import Found, counted
+from tests.benchmarks.worlds import Built, build_world
+
+Row = dict[str, Any]
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
+SHARES = (0.25, 0.5, 1.0)  # of the steps, after which the attack rate is looked at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        device, precisions, clock: Where, in what, on which seconds.
+        repetitions: Of the paired timing; fewer when `budget` seconds are over, but three at least.
+        seeds: Over which losses and rates are compared.
+        cache: Of trained networks; None is the user's.
+        say: Receives a line per stage.
+    """
+
+    device: str
+    precisions: tuple[Precision, ...]
+    clock: Clock
+    repetitions: int
+    budget: float
+    seeds: int
+    cache: Path | None
+    say: Callable[[str], None]
+
+    def now(self) -> float:
+        return time.process_time() if self.clock == "cpu" else time.perf_counter()
+
+
+def rows_of(name: str, case: Case, options: Options) -> list[Row]:
+    """One row per precision."""
+    built = build_world(case.timed.world, options.cache, options.say)
+    reference = Reference(case, built, options.device)
+    engines = {precision: Engine(case, built, options.device, precision) for precision in options.precisions}
+    options.say(f"{name}: timing")
+    runs: dict[str, Callable[[], object]] = {"reference": lambda: reference.run(case.timed)}
+    runs |= {precision: lambda engine=engine: engine.run(case.timed) for precision, engine in engines.items()}
+    timing = paired.measure(runs, options.repetitions, options.clock, options.budget)
+    shared = {
+        "case": name,
+        "title": case.title,
+        **machine.facts(options.device),
+        "clock": options.clock,
+        "repetitions": timing.repetitions,
+        "load": list(timing.load),
+        "batch": case.timed.batch,
+        "images": case.timed.classes * case.timed.settings.get("restarts", 1),
+        "iterations": iterations(case.timed),
+        "settings": dict(case.timed.settings),
+        "first_call_s": dict(timing.first),
+        "seconds": {who: list(seconds) for who, seconds in timing.seconds.items()},
+        "goals": list(case.goals),
+    }
+    options.say(f"{name}: operations and memory")
+    speed = _speed(case, built, reference, engines, timing, options)
+    options.say(f"{name}: comparing results")
+    same = _compared(case, options)
+    return [shared | _ratio(timing, precision) | speed[precision] | same[precision] for precision in options.precisions]
+
+
+def _ratio(timing: Timing, precision: Precision) -> Row:
+    ratio = timing.ratio("reference", precision)
+    return {
+        "precision": precision,
+        "ratio": ratio.median,
+        "ratio_min": ratio.least,
+        "ratio_max": ratio.most,
+        "engine_s": statistics.median(timing.seconds[precision]),
+        "reference_s": statistics.median(timing.seconds["reference"]),
+    }
+
+
+def _speed(
+    case: Case,
+    built: Built,
+    reference: Reference,
+    engines: Mapping[Precision, Engine],
+    timing: Timing,
+    options: Options,
+) -> dict[Precision, Row]:
+    """Throughput, share of the ceiling, memory per image, and whether time per image depends on their number."""
+    count, forward = iterations(case.timed), _operations(case, reference, built)
+    slow = statistics.median(timing.seconds["reference"])
+    plain = _memory(lambda size: reference.run(size), case.timed, options.device)
+    found = {}
+    for precision, engine in engines.items():
+        run = Run(batch_size=engine.batch)
+        engine.run(case.timed, run=run)
+        top = machine.ceiling(options.device, DTYPES[precision], options.now)
+        top_reference = machine.ceiling(options.device, torch.float32, options.now)
+        needed = machine.useful_operations(run.work, forward)
+        seconds = statistics.median(timing.seconds[precision])
+        found[precision] = {
+            "image_iterations_per_s": count / seconds,
+            "reference_image_iterations_per_s": count / slow,
+            "gigaflop_per_image_iteration": needed / count / 1e9,
+            "ceiling_gflops": top / 1e9,
+            "mfu": needed / seconds / top if case.whole else None,
+            "reference_mfu": needed / slow / top_reference if case.whole else None,
+            "memory_per_image": _memory(lambda size, engine=engine: engine.run(size), case.timed, options.device),
+            "reference_memory_per_image": plain,
+            "scaling": _scaling(case, engine, options),
+        }
+    return found
+
+
+def _operations(case: Case, reference: Reference, built: Built) -> dict[str, float]:
+    """Of one image through each network of the case."""
+    nets, two = reference.networks, torch.zeros(2, dtype=torch.long, device=reference.device)
+    z = torch.randn(2, built.width, device=reference.device)
+    images = torch.rand(2, 3, built.world.size, built.world.size, device=reference.device)
+    latents = (z, two) if built.world.prior == "conditional" else (z,)
+    forward = machine.forward_operations({"generator": (nets.generator, latents), "target": (nets.target, (images,))})
+    if nets.critic is not None:
+        forward |= machine.forward_operations({"critic": (nets.critic, (images,))})
+    if nets.students:
+        each = machine.forward_operations({str(k): (one, (images,)) for k, one in enumerate(nets.students)})
+        forward["student"] = sum(each.values()) / len(each)
+    return forward
+
+
+def _memory(run: Callable[[Size], object], size: Size, device: str) -> float:
+    """Bytes that one more image needs at the peak of a step; the weights cancel."""
+
+    def of(images: int) -> int:
+        fewer = size.steps(0)
+        if "pool" in size.settings:  # these go through one class after the other
+            few = replace(
+                fewer, classes=1, batch=images, settings=fewer.settings | {"restarts": images, "pool": images}
+            )
+        else:
+            few = replace(fewer, classes=images, batch=images, settings=fewer.settings | fewer.single)
+        run(few)
+        return machine.peak(lambda: run(few), device)
+
+    return (of(4) - of(2)) / 2
+
+
+def _scaling(case: Case, engine: Engine, options: Options) -> dict[str, float]:
+    """Image-iterations per second when there are so many times more restarts."""
+    found = {}
+    for times in case.scaled:
+        more = {name: times * case.timed.settings[name] for name in ("restarts", "pool") if name in case.timed.settings}
+        size = replace(case.timed, settings=case.timed.settings | more)
+        seconds = min(_timed(lambda size=size: engine.run(size), options)[0] for _ in range(2))
+        found[str(size.classes * size.settings["restarts"])] = iterations(size) / seconds
+    return found
+
+
+def _timed(work: Callable[[], Any], options: Options) -> tuple[float, Any]:
+    paired.finish()
+    start = options.now()
+    result = work()
+    paired.finish()
+    return options.now() - start, result
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What a candidate came to: seconds and rate after shares of the steps, and the final rows of all seeds."""
+
+    points: list[tuple[float, float]]
+    losses: Tensor
+    hits: Tensor
+    labels: Tensor
+
+
+def _compared(case: Case, options: Options) -> dict[Precision, Row]:
+    """The quality line of every precision, and the time to a share of the reference's final rate."""
+    built = build_world(case.judged.world, options.cache, options.say)
+    reference = Reference(case, built, options.device)
+    plain = _course(case, built, options, lambda size, seed: reference.run(size, seed=seed))
+    wanted = quality.SHARE * plain.points[-1][1]
+    slow = quality.time_to_quality(plain.points, wanted)
+    work, stop = counted(reference.networks)
+    once = replace(case.judged.steps(0), batch=case.judged.batch)
+    found = reference.run(once)
+    stop()
+    result = {}
+    for precision in options.precisions:
+        engine = Engine(case, built, options.device, precision)
+        course = _course(case, built, options, lambda size, seed, engine=engine: engine.run(size, seed=seed))
+        line = _quality(engine, once, found, work, course, plain, exact=precision == "32")
+        fast = quality.time_to_quality(course.points, wanted)
+        result[precision] = line.as_columns() | {
+            "accuracy": list(built.accuracy or ()),
+            "rate_wanted": wanted,
+            "time_to_quality_s": fast,
+            "reference_time_to_quality_s": slow,
+            "time_to_quality_ratio": slow / fast if slow and fast and wanted > 0 else None,
+        }
+    return result
+
+
+def _quality(
+    engine: Engine, once: Size, found: Found, work: Counter[str], course: _Course, plain: _Course, *, exact: bool
+) -> Quality:
+    """Compare the first step and the course."""
+    run, rows = Run(batch_size=engine.batch), len(found.gradients)
+    with quality.first_step() as whole:
+        engine.run(once, run=run)
+    with quality.first_step() as alone:
+        engine.run(once, batch=1)
+    together, apart = _first(whole, rows), _first(alone, rows)
+    return quality.judge(
+        gradients=(together[0].flatten(1)[:, : found.gradients[0].numel()], found.gradients),
+        rebatched=quality.rebatched(together[0], apart[0]),
+        work=(run.work, work),
+        losses=(course.losses, plain.losses),
+        hits=(course.hits, plain.hits),
+        labels=course.labels,
+        exact=exact,
+    )
+
+
+def _first(steps: list[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tensor]:
+    """Gradients and latents of the first `rows` rows; a second stage of a search starts over at step 0."""
+    count = 0
+    taken = []
+    for step in steps:
+        if count < rows:
+            taken.append(step)
+            count += len(step[0])
+    return torch.cat([one for one, _ in taken]), torch.cat([two for _, two in taken])
+
+
+def _course(case: Case, built: Built, options: Options, run: Callable[[Size, int], Found | Reconstructions]) -> _Course:
+    """Run shares of the steps, and all of them with every seed."""
+    target, evaluator = (net.to(options.device).eval() for net in (built.target, built.evaluator))
+    run(case.judged.steps(0), 0)
+    points = []
+    for share in SHARES:
+        seconds, found = _timed(lambda share=share: run(case.judged.steps(share), 0), options)
+        points.append((seconds, float(quality.hits(evaluator, found.images, found.labels).mean())))
+    finals = [found, *(run(case.judged, seed) for seed in range(1, options.seeds))]
+    images, labels = (torch.cat([getattr(one, part) for one in finals]) for part in ("images", "labels"))
+    return _Course(points, quality.losses(target, images, labels), quality.hits(evaluator, images, labels), labels)
