@@ -120,6 +120,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "val_accuracy": made.fit.val_accuracy,
         "test_accuracy": accuracy(made.model.classifier, scene.splits.test, scene.device).value,
         "adaptive_attack": composition.adaptive,
+        "cautions": list(composition.cautions),
     }
 
 
