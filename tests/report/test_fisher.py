@@ -71,7 +71,7 @@ def test_a_gap_within_chance_is_no_freeze_point():
     shown = replace(report.profiles[0], values=(report.profiles[0].values[0], wide, *report.profiles[0].values[2:]))
     said = headline(replace(report, profiles=(shown,)))
     assert said.startswith("No clear freeze point: the largest gap, +63% at --freeze 67% (2 of 3 units)")
-    assert "-2% to +" in said
+    assert "\N{MINUS SIGN}2% to +" in said
 
 
 def test_provenance_marks_a_weak_profile_and_names_the_run():
