@@ -12,6 +12,8 @@ from rich.text import Text
 from mi_audit.core.fisher import FisherReport, Profile
 from mi_audit.core.report import Interval
 from mi_audit.report.html import environment
+from mi_audit.report.markdown import code, escape
+from mi_audit.report.markdown import table as markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,6 +95,31 @@ def html(report: FisherReport) -> str:
         certain=headline(report).startswith("Begin"),
         rows=list(zip(report.units, report.profiles[0].values, strict=True)),
     )  # fmt: skip
+
+
+def markdown(report: FisherReport) -> str:
+    """The suggestion, the table and the cautions as GitHub-flavoured Markdown."""
+    heads = ("unit", "parameters", "share, classification", "share, inversion", "ratio", "gap")
+    cells = [
+        (
+            code(unit.name), f"{unit.parameters:,}", f"{row.share_cls:.1%}", f"{row.share_mi:.1%}",
+            "none" if row.ratio is None else f"{row.ratio:.2f} {bracket(row.ratio_interval)}".rstrip(),
+            f"{_signed(row.gap)} {percent(row.gap_interval)}".rstrip(),
+        )
+        for unit, row in zip(report.units, report.profiles[0].values, strict=True)
+    ]  # fmt: skip
+    lines = [
+        "## mi-audit: layer-wise Fisher information",
+        "",
+        f"**{escape(headline(report))}**",
+        "",
+        escape(provenance(report)),
+        *markdown_table(heads, cells),
+        *(f"- {escape(text)}" for text in report.cautions),
+        "",
+        f"Reproduce: {code(report.command)}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def show(report: FisherReport, console: Console) -> None:

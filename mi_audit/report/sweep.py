@@ -14,6 +14,8 @@ from mi_audit.core.report import Quantity
 from mi_audit.core.sweep import Place, Sweep, SweepPoint, TwinPoint, Worth
 from mi_audit.report import wording
 from mi_audit.report.html import environment
+from mi_audit.report.markdown import code, escape
+from mi_audit.report.markdown import table as markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,6 +139,27 @@ def html(sweep: Sweep) -> str:
         sweep=sweep, rows=rows(sweep), plot=f"data:image/svg+xml;base64,{plot}", description=describe(sweep),
         shown=_shown(sweep),
     )  # fmt: skip
+
+
+def markdown(sweep: Sweep) -> str:
+    """The recommendation, the table and what to know before trusting it, as GitHub-flavoured Markdown."""
+    shown = _shown(sweep)
+    heads = ("test accuracy", "attack accuracy", "exposure")[:shown]
+    cells = [
+        (f"**{escape(row.name)}**" if row.recommended else escape(row.name), *row.levels[:shown], escape(row.place))
+        for row in rows(sweep)
+    ]
+    notes = [f"{one.value} failed: {one.message}" for one in sweep.failures] + list(sweep.warnings)
+    lines = [
+        f"## mi-audit: {escape(sweep.method)} over {escape(sweep.parameter)}",
+        "",
+        f"**{escape(sweep.advice.value or 'No recommendation')}.** {escape(sweep.advice.why)}",
+        *markdown_table((escape(sweep.parameter), *heads, "front"), cells),
+        *(f"- {escape(wording.as_sentence(text))}" for text in notes),
+        "",
+        f"{wording.NO_PROOF} Reproduce: {code(sweep.command)}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def describe(sweep: Sweep) -> str:
