@@ -80,6 +80,17 @@ def test_cites_a_paper_and_says_how_it_works(name):
 
 
 @every_defense
+def test_what_only_hides_or_deceives_has_to_be_told(name):
+    defense = registry.defenses()[name]
+    if defense.kind in ("gradient-masking", "deception", "output-side"):
+        assert defense.caution
+    assert not defense.caution or (defense.caution[0].isupper() and defense.caution.endswith("."))
+    assert defense.caution.count(". ") <= 1, "two sentences at most"
+    if defense.kind == "output-side":
+        assert "weights" in defense.caution and "API" in defense.caution
+
+
+@every_defense
 def test_fills_the_slots_it_declares_and_no_other(name):
     defense = registry.defenses()[name]
     overridden = {method for method in SLOT_OF if getattr(defense, method) is not getattr(Defense, method)}

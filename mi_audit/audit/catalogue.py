@@ -104,6 +104,7 @@ def _defense(method: type[Any]) -> Entry:
         "kind": method.kind,
         "slots": [slot.name.lower() for slot in sorted(method.slots)],
         "adaptive": method.adaptive,
+        "caution": method.caution,
         "needs_public_init": method.needs_public_init,
         "not with": sorted(method.excludes),
     }
@@ -125,6 +126,7 @@ def _combinations() -> list[Entry]:
             | {
                 "kind": made.kind,
                 "adaptive": made.adaptive,
+                "caution": " ".join(made.cautions),
                 "summary": f"Both {' and '.join(parts)}.",
                 "description": f"The same as --method {made.method}.",
                 "slots": [slot for row in rows_of.values() for slot in row["slots"]],

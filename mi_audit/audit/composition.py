@@ -43,6 +43,15 @@ class Composition:
             return next(iter(self.parts.values())).adaptive
         return "; ".join(f"{name}: {part.adaptive}" for name, part in self.parts.items())
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What has to be told with a model so trained, once each, behind the names of the parts it is about."""
+        about: dict[str, list[str]] = {}
+        for name, part in self.parts.items():
+            if part.caution:
+                about.setdefault(part.caution, []).append(name)
+        return tuple(f"{', '.join(names)}: {text}" for text, names in about.items())
+
 
 UNDEFENDED = Composition({})
 

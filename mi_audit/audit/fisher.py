@@ -34,12 +34,11 @@ from mi_audit.store.cache import Cache
 from mi_audit.store.datasets import load_dataset, load_splits
 from mi_audit.store.files import digest
 from mi_audit.store.overlap import overlap
-from mi_audit.store.results import write_result
+from mi_audit.store.results import FISHER_FILE, write_result
 from mi_audit.store.runs import RunFolder
 from mi_audit.store.targets import LoadedModel
 from mi_audit.train.seeding import stream
 
-RESULT = "fisher.json"
 EXACT = 10  # classes up to which the true Fisher is no estimate
 FEW = 10  # identities below which an interval says little
 DEFINITIONS: tuple[tuple[Labelling, Scale], ...] = (
@@ -78,7 +77,7 @@ def run_fisher(wanted: FisherPlan, progress: ProgressSink | None = None) -> Fish
         else:
             found = from_attacks(scene, builds, wanted.moments)
         report = _report(scene, wanted, at_most(found, wanted.samples), model_facts(model, measured))
-        write_result(scene.folder.path / RESULT, report)
+        write_result(scene.folder.path / FISHER_FILE, report)
         discard_pictures(scene)
         return report
 

@@ -120,7 +120,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         **({"freeze_search": dict(how.search)} if how.search else {}),
         "doubts": list(composition.doubts),
         "recipe": asdict(how.recipe),
-        "phases": {name: _course(fit) for name, fit in made.fit.phases},
+        "phases": {name: {"place": place, **_course(fit)} for place, (name, fit) in enumerate(made.fit.phases, 1)},
         "init": made.init,
         "data": {"train": scene.splits.train.fingerprint, "val": scene.splits.val.fingerprint},
         "versions": {name: versions[name] for name in TRAINING},
@@ -128,6 +128,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "val_accuracy": made.fit.val_accuracy,
         "test_accuracy": measured_accuracy(made.model, scene.splits.test, scene.device).value,
         "adaptive_attack": composition.adaptive,
+        "cautions": list(composition.cautions),
     }
 
 

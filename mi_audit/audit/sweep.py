@@ -193,6 +193,8 @@ def _warnings(plan: Plan, results: list[Comparison]) -> Iterator[str]:
         )
     if plan.images == "none" and len(results) > 1:
         yield "--images none removes job files, so the undefended twin was attacked again for every value"
+    listed = [found for result in results if isinstance(found := result.defense.get("cautions"), list | tuple)]
+    yield from dict.fromkeys(f"to be told with the model, {text}" for found in listed for text in found)
     yield from dict.fromkeys(warning for result in results for warning in result.warnings)
 
 

@@ -5,13 +5,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import typer
 
 from mi_audit.cli.session import Session, current, emit, say, stdout
 from mi_audit.core.errors import ConfigError, StorageError
 from mi_audit.core.report import AuditReport, Comparison
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Format = Literal["html", "markdown", "json", "text", "junit", "sarif", "github", "model-card"]
 Result = AuditReport | Comparison
@@ -139,14 +142,19 @@ def _html(result: Result, folder: Path | None, *, images: bool, names: bool) -> 
     return html(result, folder, read_timing(folder), images, names)
 
 
-def _text(result: Result, folder: Path | None) -> str:
+def printed(show: Callable[["Console"], None]) -> str:
+    """What `show` prints on 100 columns, without colours."""
     from rich.console import Console
 
+    page = io.StringIO()
+    show(Console(file=page, width=100, no_color=True, highlight=False))
+    return page.getvalue()
+
+
+def _text(result: Result, folder: Path | None) -> str:
     from mi_audit.report.terminal import show as show_terminal
 
-    page = io.StringIO()
-    show_terminal(result, Console(file=page, width=100, no_color=True, highlight=False), read_timing(folder))
-    return page.getvalue()
+    return printed(lambda console: show_terminal(result, console, read_timing(folder)))
 
 
 def _markdown(result: Result) -> str:

@@ -1,6 +1,8 @@
 """`gate`, `report`, `compare`: what is done with saved results. None of them loads torch."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +11,17 @@ import typer
 from mi_audit.audit.settings import rules_of
 from mi_audit.audit.settings_gate import decision_of, waivers_of
 from mi_audit.cli.finish import known_format, parse_reports, render, show, summarise, verdict_code, write, write_all
+from mi_audit.cli.fisher import PROFILE_FORMATS, show_profile
 from mi_audit.cli.options import ExitZero, Given, Json, Reports, takes_settings
-from mi_audit.cli.session import current, emit, say
-from mi_audit.core.errors import ConfigError
-from mi_audit.core.report import AuditReport
+from mi_audit.cli.session import Session, current, emit, say
+from mi_audit.cli.sweep import SWEEP_FORMATS, show_sweep
+from mi_audit.core.errors import ConfigError, NothingToAudit
+from mi_audit.core.fisher import FisherReport
+from mi_audit.core.report import AuditReport, Comparison
+from mi_audit.core.sweep import Sweep
 
 FORMATS = "One of html, markdown, json, text, junit, sarif, github, model-card."
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, result.json, or runs/latest.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, its JSON file, or runs/latest.")]
 
 
 @takes_settings("gate", "baseline", "decision")
@@ -32,6 +38,7 @@ def gate(
     condition, passes when none of it does, and is inconclusive otherwise. Rules come from
     --fail-on, else from [bold]mi-audit.toml[/bold], else they are those the run was judged by.
     --policy audit-v1 judges the share of people that were exposed, by an exact bound.
+    Of a sweep the run of its recommended value is judged.
 
     [bold]Exit codes[/bold]  0 pass, 1 fail, 2 usage, 3 nothing to judge, 4 a job failed, 5 inconclusive
 
@@ -48,7 +55,7 @@ def gate(
     from mi_audit.audit.gate import check_baseline, judge, saved_decision, saved_rules
     from mi_audit.store.results import read_result
 
-    result, folder = read_result(_result_file(run)), _folder(run)
+    result, folder = _to_judge(run)
     baseline = read_result(settings.baseline.file) if settings.baseline.file else None
     decision = decision_of(settings.decision, resolved.origins)
     rules, asked = rules_of(settings), ("decision", "policy") in resolved.origins
@@ -76,7 +83,7 @@ def report(
     images: Annotated[bool, typer.Option("--images/--no-images", metavar="", help="Show pictures in HTML.")] = True,
     names: Annotated[bool, typer.Option("--names/--no-names", metavar="", help="Name classes in HTML.")] = True,
 ) -> None:
-    """Turn a saved run into a report; starts at once.
+    """Turn a saved run, sweep or Fisher profile into a report; starts at once.
 
     [bold]Examples[/bold]
 
@@ -87,9 +94,12 @@ def report(
     """
     session = current()
     wanted = known_format(kind)
-    from mi_audit.store.results import read_result
+    from mi_audit.store.saved import read_saved
 
-    result, folder = read_result(_result_file(run)), _folder(run)
+    result, folder = read_saved(_result_file(run)), _folder(run)
+    if not isinstance(result, AuditReport | Comparison):
+        _report_other(session, result, wanted, output)
+        return
     if output is not None:
         write(output, render(result, wanted, folder, images=images, names=names))
         if session.verbosity >= 0:
@@ -122,6 +132,59 @@ def compare(
     result = compare_audits(_audit(before), _audit(after), f"mi-audit compare {before} {after}")
     write_all(result, wanted, None)
     show(current(), result)
+
+
+def _report_other(session: Session, found: Sweep | FisherReport, wanted: str, output: Path | None) -> None:
+    """`report` on a sweep or a Fisher profile.
+
+    Raises:
+        ConfigError: The format says nothing about either.
+    """
+    formats: dict[str, Callable[[], str]]
+    if isinstance(found, Sweep):
+        name, formats = "a sweep", {kind: partial(text, found) for kind, text in SWEEP_FORMATS.items()}
+    else:
+        name, formats = "a Fisher profile", {kind: partial(text, found) for kind, text in PROFILE_FORMATS.items()}
+    if wanted not in formats:
+        raise ConfigError(
+            f"expected one of the formats {', '.join(formats)} for {name}, got {wanted}; choose one of them"
+        )
+    if output is not None:
+        write(output, formats[wanted]())
+        if session.verbosity >= 0:
+            say(str(output), "report")
+    elif wanted != "text":
+        emit(formats[wanted]())
+    elif isinstance(found, Sweep):
+        show_sweep(session, found)
+    else:
+        show_profile(session, found)
+
+
+def _to_judge(run: str) -> tuple[AuditReport | Comparison, Path]:
+    """A saved run and its folder; of a sweep the run of its recommended value.
+
+    Raises:
+        NothingToAudit: The sweep recommends none.
+    """
+    from mi_audit.store.results import read_result
+    from mi_audit.store.saved import kind_of
+    from mi_audit.store.sweeps import read_sweep
+
+    file = _result_file(run)
+    if kind_of(file) != "sweep":
+        return read_result(file), _folder(run)
+    found, folder = read_sweep(file), _folder(run)
+    runs = {point.value: folder / point.folder for point in found.points}
+    chosen = runs.get(found.advice.value or "")
+    if chosen is None:
+        raise NothingToAudit(
+            f"expected a sweep that recommends a value, got {folder}, which says: {found.advice.why.rstrip('.')}; "
+            f"judge one of its runs, such as {next(iter(runs.values()), 'none')}"
+        )
+    if current().verbosity >= 0:
+        say(f"{chosen}, the run of the recommended value {found.parameter} {found.advice.value}", "judging")
+    return read_result(chosen), chosen
 
 
 def _audit(run: str) -> AuditReport:

@@ -1,6 +1,5 @@
 """The option --sweep of `defend`: run it, show the table, write the plot and the page."""
 
-import io
 from collections.abc import Callable, Mapping
 
 import typer
@@ -8,7 +7,7 @@ from rich.table import Table
 
 from mi_audit.audit.plan import Plan
 from mi_audit.cli.console import duration, watching
-from mi_audit.cli.finish import STDOUT, Reported, claim, write
+from mi_audit.cli.finish import STDOUT, Reported, claim, printed, write
 from mi_audit.cli.session import Session, emit, emit_json, say, stdout
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.sweep import Sweep
@@ -22,9 +21,9 @@ def sweep(session: Session, plan: Plan, reports: Reported, *, exit_zero: bool) -
     """
     _check(reports)
     from mi_audit.audit.sweep import run_sweep, sweep_folder
-    from mi_audit.report.sweep import html, picture, show
+    from mi_audit.report.sweep import html, picture
     from mi_audit.store.files import write_atomic
-    from mi_audit.store.sweeps import SWEEP_FILE, sweep_to_json
+    from mi_audit.store.sweeps import SWEEP_FILE
 
     session.run = claim(sweep_folder(plan))
     with watching(session) as progress:
@@ -34,15 +33,12 @@ def sweep(session: Session, plan: Plan, reports: Reported, *, exit_zero: bool) -
     write_atomic(folder / "sweep.png", picture(result, "png"))
     write_atomic(folder / "sweep.svg", picture(result, "svg"))
     for kind, path in reports:
-        text = FORMATS[kind](result)
+        text = SWEEP_FORMATS[kind](result)
         if path == STDOUT:
             emit(text)
         else:
             write(path, text)
-    if session.json:
-        emit(sweep_to_json(result))
-    else:
-        show(result, stdout())
+    show_sweep(session, result)
     if session.verbosity >= 0:
         for label, name in (("report", "report.html"), ("plot", "sweep.png"), ("result", SWEEP_FILE)):
             say(str(folder / name), label)
@@ -60,6 +56,16 @@ def exit_code(result: Sweep, exit_zero: bool = False) -> int:
         return 0
     verdict = verdicts.get(result.advice.value or "")
     return EXIT[verdict or "INCONCLUSIVE"]
+
+
+def show_sweep(session: Session, result: Sweep) -> None:
+    """The sweep on standard output: one JSON document, or a table for people."""
+    from mi_audit.report.sweep import show
+
+    if session.json:
+        emit(_json(result))
+    else:
+        show(result, stdout())
 
 
 def show_sweep_estimate(session: Session, plan: Plan) -> None:
@@ -97,8 +103,8 @@ def _shared(changes_the_twin: bool) -> str:
 
 def _check(reports: Reported) -> None:
     for kind, _ in reports:
-        if kind not in FORMATS:
-            known = ", ".join(FORMATS)
+        if kind not in SWEEP_FORMATS:
+            known = ", ".join(SWEEP_FORMATS)
             raise ConfigError(f"expected one of the formats {known} for a sweep, got {kind}; choose one of them")
 
 
@@ -109,13 +115,15 @@ def _html(result: Sweep) -> str:
 
 
 def _text(result: Sweep) -> str:
-    from rich.console import Console
-
     from mi_audit.report.sweep import show
 
-    page = io.StringIO()
-    show(result, Console(file=page, width=100, no_color=True, highlight=False))
-    return page.getvalue()
+    return printed(lambda console: show(result, console))
+
+
+def _markdown(result: Sweep) -> str:
+    from mi_audit.report.sweep import markdown
+
+    return markdown(result)
 
 
 def _json(result: Sweep) -> str:
@@ -124,4 +132,6 @@ def _json(result: Sweep) -> str:
     return sweep_to_json(result)
 
 
-FORMATS: Mapping[str, Callable[[Sweep], str]] = {"html": _html, "text": _text, "json": _json}
+SWEEP_FORMATS: Mapping[str, Callable[[Sweep], str]] = {
+    "html": _html, "markdown": _markdown, "text": _text, "json": _json,
+}  # fmt: skip

@@ -14,6 +14,10 @@ from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images, Labels, Logits, Scalar
 
 MAIN = "main"
+API_ONLY = (
+    "Protects the answers of an API only. Whoever holds the weights reads the exact scores, and nothing is protected."
+)
+MASKING = "May only stop attacks that follow its gradient: the weights may know as much about people as before."
 Edit = Mapping[str, object]
 """One change of a network's architecture in plain values: `edit` names it (`nn.edits`), the rest are its settings."""
 
@@ -188,6 +192,7 @@ class Defense(ABC):
         smoke: The smallest settings that still work, for tests.
         kind: What it does to the information: information, data, gradient-masking, deception or output-side.
         adaptive: The attack that an attacker who knows the defense would run.
+        caution: What those who get or rely on a model so trained must be told; empty when there is nothing special.
         slots: What it fills; a method of a slot that is not declared is not called.
         needs_public_init: True when the network must start from weights trained on public images.
         deviations: What differs from the published code, and why.
@@ -202,6 +207,7 @@ class Defense(ABC):
     smoke: ClassVar[Mapping[str, object]]
     kind: ClassVar[str]
     adaptive: ClassVar[str]
+    caution: ClassVar[str] = ""
     slots: ClassVar[frozenset[Slot]]
     needs_public_init: ClassVar[bool] = False
     deviations: ClassVar[tuple[str, ...]] = ()

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from mi_audit.core.defense import Defense, Slot, Step, Term
+from mi_audit.core.defense import MASKING, Defense, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels
@@ -49,6 +49,10 @@ class ATAT(Defense):
     adaptive: ClassVar = (
         "distil the model into a student trained to be adversarially robust and attack the student; round images "
         "to eight bits and average gradients over noisy copies, so that features that fine cancel"
+    )
+    caution: ClassVar = (
+        "Anybody can make this model answer any class by an invisible change of the image: never use it where somebody "
+        f"gains from a wrong answer. {MASKING}"
     )
     slots: ClassVar = frozenset({Slot.TERM})
     looks_again: ClassVar = True

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mi_audit.core.defense import Defense, Moment, Phase, Slot, Step, Term
+from mi_audit.core.defense import MASKING, Defense, Moment, Phase, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels, Logits, Scalar
@@ -44,6 +44,7 @@ class CA(Defense):
         "aim at the confidence that the model was tuned to, |p - exp(-1 / power)|, instead of the largest; invert the "
         "features before the head; attack a copy trained on the model's answers"
     )
+    caution: ClassVar = f"Its probabilities are lowered on purpose and no longer calibrated. {MASKING}"
     slots: ClassVar = frozenset({Slot.PHASE, Slot.TERM})
     untested: ClassVar = {"trap-mid": "the last phase lowers the confidence that the trapdoor was trained to"}
     deviations: ClassVar = (

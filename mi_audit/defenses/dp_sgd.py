@@ -45,6 +45,10 @@ class DPSGD(Defense):
     smoke: ClassVar = {"epsilon": 50.0, "accountant": "rdp", "secret": False}
     kind: ClassVar = "information"
     adaptive: ClassVar = "the strongest attack on an undefended model, with more restarts and averaged over views"
+    caution: ClassVar = (
+        "The budget is about single images, not about people: for n images of a person it is n times as large, which "
+        "usually bounds nothing. Noise drawn from a known seed (secret=false) gives no guarantee at all."
+    )
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.STEP})
     excludes: ClassVar = {
         "bido": "its loss couples the images of a batch, so there is no gradient of one image to clip",

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
 from mi_audit.nn.output_rules import LabelOnly
 
@@ -30,6 +30,7 @@ class LabelOnlyOutput(Defense):
     adaptive: ClassVar = (
         "attack by labels alone, with gradients estimated from many labels around a point, and average over views"
     )
+    caution: ClassVar = API_ONLY
     slots: ClassVar = frozenset({Slot.OUTPUT})
 
     def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import MASKING, Defense, Edit, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.nn.heads import find_seat
@@ -42,6 +42,7 @@ class LoFt(Defense):
         "invert the features before the head, or the numbers before tanh, instead of the logits; use losses on logits "
         "and signed gradients; attack as a black box"
     )
+    caution: ClassVar = MASKING
     slots: ClassVar = frozenset({Slot.HEAD})
     deviations: ClassVar = (
         "The rank follows the number of classes; the released scripts set 50 for 530 classes and more.",

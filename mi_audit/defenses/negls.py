@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mi_audit.core.defense import MAIN, Defense, Moment, Slot
+from mi_audit.core.defense import MAIN, MASKING, Defense, Moment, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels, Logits, Scalar
@@ -38,6 +38,7 @@ class NegLS(Defense):
         "margin losses on logits with signed or rescaled gradients; attack from labels only; attack a copy trained "
         "with cross-entropy on the model's answers"
     )
+    caution: ClassVar = f"Its probabilities are no longer calibrated: never read them as certainty. {MASKING}"
     slots: ClassVar = frozenset({Slot.LOSS})
     excludes: ClassVar = {"ca": "it lowers the confidence that negative smoothing raises without end"}
     deviations: ClassVar = (

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
 from mi_audit.nn.output_rules import OutputNoise
 
@@ -36,6 +36,7 @@ class NoisyOutput(Defense):
     smoke: ClassVar = {}
     kind: ClassVar = "output-side"
     adaptive: ClassVar = "average the answers over many imperceptible changes of the image"
+    caution: ClassVar = API_ONLY
     slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = (
         "The published noise is fresh in every query and is averaged away by repeating one; here the same "

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
 from mi_audit.nn.output_rules import ReverseSigmoid
 
@@ -35,6 +35,7 @@ class ReverseSigmoidOutput(Defense):
     smoke: ClassVar = {}
     kind: ClassVar = "output-side"
     adaptive: ClassVar = "attack by labels alone; or train a surrogate on the answers and attack that"
+    caution: ClassVar = API_ONLY
     slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = (
         "Where the curve lifts an unlikely class above an unsure prediction, the two change places, so that "

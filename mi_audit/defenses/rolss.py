@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import MASKING, Defense, Edit, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.nn import skips
@@ -45,6 +45,7 @@ class RoLSS(Defense):
         "forward through the defended network, backward as if every removed skip connection were there (BPDA); attack "
         "a student with all skip connections that was distilled from this model"
     )
+    caution: ClassVar = MASKING
     slots: ClassVar = frozenset({Slot.SURGERY})
     deviations: ClassVar[tuple[str, ...]] = (
         "The released code also removes skip connections at the end of the third stage of every ResNet, in the "

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
 from mi_audit.nn.output_rules import Rounding
 
@@ -37,6 +37,7 @@ class RoundingOutput(Defense):
     adaptive: ClassVar = (
         "estimate gradients over larger changes of the image, whose effect survives rounding, or by labels alone"
     )
+    caution: ClassVar = API_ONLY
     slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = ("The paper rounds to multiples such as 0.05; here, as in later toolboxes, to decimals.",)
 

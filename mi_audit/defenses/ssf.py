@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Phase, Slot
+from mi_audit.core.defense import MASKING, Defense, Edit, Phase, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.nn import skips
@@ -45,6 +45,7 @@ class SSF(Defense):
         "forward through the defended network, backward as if every factor were 1 (BPDA); attack a student with all "
         "skip connections that was distilled from this model"
     )
+    caution: ClassVar = MASKING
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.PHASE})
     deviations: ClassVar[tuple[str, ...]] = (
         "The project page calls the factor learnable; the released code keeps it constant, and so do we.",

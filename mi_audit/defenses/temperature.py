@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
 from mi_audit.nn.output_rules import Temperature
 
@@ -35,6 +35,7 @@ class TemperatureOutput(Defense):
     smoke: ClassVar = {}
     kind: ClassVar = "output-side"
     adaptive: ClassVar = "take the logarithm of the answer, which is the logits up to a factor and a constant"
+    caution: ClassVar = API_ONLY
     slots: ClassVar = frozenset({Slot.OUTPUT})
 
     temperature: float = 5.0

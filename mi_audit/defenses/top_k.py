@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Slot
+from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
 from mi_audit.nn.output_rules import TopK
 
@@ -38,6 +38,7 @@ class TopKOutput(Defense):
         "start from images that the target already puts into the attacked class; go on by labels alone where "
         "nothing is shown"
     )
+    caution: ClassVar = API_ONLY
     slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = (
         "The published mitigation is measured against membership inference; against inversion it is a common "

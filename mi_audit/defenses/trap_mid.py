@@ -52,6 +52,10 @@ class TrapMID(Defense):
         "search the smallest trigger of every class, as detectors of backdoors do, and keep the search away from it; "
         "distil the model on public images without triggers and attack the student; fit a prior that holds no triggers"
     )
+    caution: ClassVar = (
+        "Its owner planted a backdoor for every class: whoever finds a trigger in the weights makes the model answer "
+        "that class by a change that is hardly seen. What the weights know about people is hidden, not removed."
+    )
     slots: ClassVar = frozenset({Slot.TERM})
     looks_again: ClassVar = True
     untested: ClassVar = {

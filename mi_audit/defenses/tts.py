@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mi_audit.core.defense import Defense, Edit, Phase, Slot
+from mi_audit.core.defense import MASKING, Defense, Edit, Phase, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.nn import skips
@@ -42,6 +42,7 @@ class TTS(Defense):
         "forward through the defended network, backward as if every removed skip connection were there (BPDA); attack "
         "a student with all skip connections that was distilled from this model"
     )
+    caution: ClassVar = MASKING
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.PHASE})
     deviations: ClassVar[tuple[str, ...]] = (
         "The weights of removed projections are set to zero at the switch; the released code leaves them in the file "

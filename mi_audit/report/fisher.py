@@ -1,6 +1,7 @@
 """The profile of Fisher information for people: a figure, a page, a table on the screen."""
 
 import io
+import re
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,6 +12,8 @@ from rich.text import Text
 from mi_audit.core.fisher import FisherReport, Profile
 from mi_audit.core.report import Interval
 from mi_audit.report.html import environment
+from mi_audit.report.markdown import code, escape
+from mi_audit.report.markdown import table as markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,9 +91,35 @@ def html(report: FisherReport) -> str:
     drawing = picture(report, "svg").decode()
     return environment().get_template("fisher.html.j2").render(
         report=report, shown=report.profiles[0], svg=drawing[drawing.index("<svg") :], headline=headline(report),
-        provenance=provenance(report), reading=READING, bracket=bracket, signed=_signed,
+        provenance=provenance(report), reading=READING, bracket=bracket, percent=percent, signed=_signed,
+        certain=headline(report).startswith("Begin"),
         rows=list(zip(report.units, report.profiles[0].values, strict=True)),
     )  # fmt: skip
+
+
+def markdown(report: FisherReport) -> str:
+    """The suggestion, the table and the cautions as GitHub-flavoured Markdown."""
+    heads = ("unit", "parameters", "share, classification", "share, inversion", "ratio", "gap")
+    cells = [
+        (
+            code(unit.name), f"{unit.parameters:,}", f"{row.share_cls:.1%}", f"{row.share_mi:.1%}",
+            "none" if row.ratio is None else f"{row.ratio:.2f} {bracket(row.ratio_interval)}".rstrip(),
+            f"{_signed(row.gap)} {percent(row.gap_interval)}".rstrip(),
+        )
+        for unit, row in zip(report.units, report.profiles[0].values, strict=True)
+    ]  # fmt: skip
+    lines = [
+        "## mi-audit: layer-wise Fisher information",
+        "",
+        f"**{escape(headline(report))}**",
+        "",
+        escape(provenance(report)),
+        *markdown_table(heads, cells),
+        *(f"- {escape(text)}" for text in report.cautions),
+        "",
+        f"Reproduce: {code(report.command)}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def show(report: FisherReport, console: Console) -> None:
@@ -156,9 +185,19 @@ def bracket(interval: Interval | None, digits: int = 2) -> str:
     return "" if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
+def percent(interval: Interval | None) -> str:
+    """An interval of shares as `[91.5, 94.0]`, in percent; empty without one."""
+    return "" if interval is None else _minus(f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]")
+
+
+def _minus(text: str) -> str:
+    """With real minus signs, and without one before what rounds to nothing."""
+    return re.sub(r"-0\.0(?!\d)", "0.0", text).replace("-", "\N{MINUS SIGN}")
+
+
 def _signed(share: float) -> str:
     """A difference of shares in whole percent; what rounds to nothing has no sign."""
-    return f"{round(100 * share):+d}%" if round(100 * share) else "0%"
+    return _minus(f"{round(100 * share):+d}%") if round(100 * share) else "0%"
 
 
 def _whole(interval: Interval | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mi_audit.core.report import AuditReport, Comparison
-from mi_audit.report import classes, figures, findings, trust, view, wording
+from mi_audit.report import classes, defended, figures, findings, trust, view, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -51,7 +51,9 @@ def html(
         prior_samples=[(prior, embed(prior.samples)) for prior in after.priors],
         table=classes.class_table(result),
         charts=view.charts(result),
+        cautions=defended.cautions(result),
         warnings=wording.warnings(result),
+        defended=defended.defended(result),
         gauge=trust.gauge(result),
         controls=trust.controls(after),
         worst=worst,

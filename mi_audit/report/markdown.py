@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mi_audit.core.report import AuditReport, Comparison
-from mi_audit.report import view, wording
+from mi_audit.report import defended, view, wording
 
 LARGEST = 64 * 1024  # bytes
 MOST_ITEMS = 20  # of any list
@@ -47,6 +47,7 @@ def _lines(result: AuditReport | Comparison) -> Iterator[str]:
     yield ""
     yield escape(head.sentence)
     yield from _rules(result)
+    yield from _list(wording.TELL, defended.cautions(result))
     yield from _measurements(result, compared=before is not None)
     yield from _validity(after)
     yield from _list("How controls were made", wording.notes(result))

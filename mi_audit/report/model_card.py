@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from mi_audit.core.report import AuditReport, Comparison, Quantity
-from mi_audit.report import view, wording
+from mi_audit.report import defended, view, wording
 from mi_audit.report.markdown import code, escape, table
 
 SHOWN = ("exposure", "attack_acc1")
@@ -61,7 +61,7 @@ def _metric(kind: str, name: str, quantity: Quantity, facts: dict[str, str]) -> 
 
 
 def _section(result: AuditReport | Comparison) -> Iterator[str]:
-    before, after = view.sides(result)
+    _, after = view.sides(result)
     head = wording.headline(result)
     yield "## Model inversion audit"
     yield ""
@@ -72,8 +72,15 @@ def _section(result: AuditReport | Comparison) -> Iterator[str]:
         yield escape(wording.exposure_line(exposure))
     columns = ("Attack", "Access", *(wording.metric_title(name) for name in SHOWN), "Control")
     yield from table(columns, list(_rows(after)))
-    if before and isinstance(result, Comparison) and result.defense.get("method"):
-        yield f"The model was trained with the defense {code(result.defense['method'])}."
+    about = defended.defended(result)
+    if about:
+        yield f"The model was trained with the defense {code(about.facts.get('method', 'unknown'))}."
+        yield ""
+    told = defended.cautions(result)
+    if told:
+        yield f"**{wording.TELL}**"
+        yield ""
+        yield from (f"- {escape(text)}" for text in told)
         yield ""
     yield f"{wording.attacked_line(after)}. {_judge(after)}"
     yield ""

@@ -14,6 +14,8 @@ from mi_audit.core.report import Quantity
 from mi_audit.core.sweep import Place, Sweep, SweepPoint, TwinPoint, Worth
 from mi_audit.report import wording
 from mi_audit.report.html import environment
+from mi_audit.report.markdown import code, escape
+from mi_audit.report.markdown import table as markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +28,7 @@ PLACES: dict[Place, str] = {
     "unmeasured": wording.DASH,
 }
 INK, TWIN, ACCENT, SOFT = "#1b2126", "#98a1a8", "#1f5a80", "#b9b2a2"  # of the page
+LETTER, NEAR = 5.5, 30  # points: the width of a letter in the plot, and how far apart up and down names never meet
 TWINS = "no defense"
 
 
@@ -48,9 +51,28 @@ class Row(NamedTuple):
     twin: bool = False
 
     @property
-    def cells(self) -> tuple[str, ...]:
-        """Every level with its change beside it."""
-        return tuple(cell for pair in zip(self.levels, self.changes, strict=True) for cell in pair)
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Every level with its change."""
+        return tuple(zip(self.levels, self.changes, strict=True))
+
+
+class Mark(NamedTuple):
+    """One dot of the plot."""
+
+    name: str
+    worth: Worth
+    colour: str
+    marker: str
+
+    @property
+    def drawn(self) -> bool:
+        """Whether both numbers are there."""
+        return None not in (self.worth.accuracy.value, self.worth.attack_accuracy.value)
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Accuracy across, attack accuracy up, in percent."""
+        return _percent(self.worth.accuracy), _percent(self.worth.attack_accuracy)
 
 
 def rows(sweep: Sweep) -> tuple[Row, ...]:
@@ -65,16 +87,20 @@ def show(sweep: Sweep, console: Console) -> None:
         title=f"Utility against leakage over {sweep.parameter}", title_justify="left", title_style="bold",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,
     )  # fmt: skip
-    shown = 3 if _exposed(sweep) else 2
-    table.add_column("", no_wrap=True)
+    shown = _shown(sweep)
+    narrow = width < WIDTH and shown > 2  # then the front has no column of its own
+    table.add_column("", no_wrap=not narrow)
     for head in ("accuracy", "attack accuracy", "exposure")[:shown]:
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("front")
+    if not narrow:
+        table.add_column("front")
     for row in rows(sweep):
         name = Text(f"{row.name} *" if row.recommended else row.name, "bold green" if row.recommended else "")
-        pairs = list(zip(row.levels, row.changes, strict=True))[:shown]
-        cells = [Text.assemble(level, (f"\n{change}", "dim") if change else "") for level, change in pairs]
-        table.add_row(name, *cells, row.place, style="dim" if row.twin else "")
+        cells = [Text.assemble(level, (f"\n{change}", "dim") if change else "") for level, change in row.pairs[:shown]]
+        last = [] if narrow else [Text(row.place)]
+        if narrow:
+            name.append(f"\n{row.place}", "dim")
+        table.add_row(name, *cells, *last, style="dim" if row.twin else "")
     dim = Text("Below each value: its change against the model without defense, in points.", style="dim")
     for part in (Text(), table, dim, Text(), headline(sweep), *_notes(sweep)):
         console.print(part, width=width, highlight=False)
@@ -111,8 +137,29 @@ def html(sweep: Sweep) -> str:
     plot = base64.b64encode(picture(sweep, "svg")).decode()
     return environment().get_template("sweep.html.j2").render(
         sweep=sweep, rows=rows(sweep), plot=f"data:image/svg+xml;base64,{plot}", description=describe(sweep),
-        shown=6 if _exposed(sweep) else 4,
+        shown=_shown(sweep),
     )  # fmt: skip
+
+
+def markdown(sweep: Sweep) -> str:
+    """The recommendation, the table and what to know before trusting it, as GitHub-flavoured Markdown."""
+    shown = _shown(sweep)
+    heads = ("test accuracy", "attack accuracy", "exposure")[:shown]
+    cells = [
+        (f"**{escape(row.name)}**" if row.recommended else escape(row.name), *row.levels[:shown], escape(row.place))
+        for row in rows(sweep)
+    ]
+    notes = [f"{one.value} failed: {one.message}" for one in sweep.failures] + list(sweep.warnings)
+    lines = [
+        f"## mi-audit: {escape(sweep.method)} over {escape(sweep.parameter)}",
+        "",
+        f"**{escape(sweep.advice.value or 'No recommendation')}.** {escape(sweep.advice.why)}",
+        *markdown_table((escape(sweep.parameter), *heads, "front"), cells),
+        *(f"- {escape(wording.as_sentence(text))}" for text in notes),
+        "",
+        f"{wording.NO_PROOF} Reproduce: {code(sweep.command)}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def describe(sweep: Sweep) -> str:
@@ -121,9 +168,10 @@ def describe(sweep: Sweep) -> str:
     return "; ".join(f"{name}: accuracy {accuracy}, attack accuracy {attack}" for name, accuracy, attack, _ in named)
 
 
-def _exposed(sweep: Sweep) -> bool:
+def _shown(sweep: Sweep) -> int:
+    """How many measurements there are to show: the exposure is the third where it was verified."""
     worths = [point.worth for point in sweep.points] + [twin.worth for twin in sweep.twins]
-    return any(worth.exposure is not None for worth in worths)
+    return 3 if any(worth.exposure is not None for worth in worths) else 2
 
 
 def _twins(sweep: Sweep) -> Iterator[Row]:
@@ -167,11 +215,12 @@ def _notes(sweep: Sweep) -> list[Text]:
 
 
 def _draw(axes: "Axes", sweep: Sweep) -> None:
-    for twin in sweep.twins:
-        _dot(axes, twin.worth, _name(sweep, twin), TWIN, "s")
+    marks = [Mark(_name(sweep, twin), twin.worth, TWIN, "s") for twin in sweep.twins]
     for point in sweep.points:
         colour = ACCENT if _chosen(sweep, point) else INK if point.place == "front" else SOFT
-        _dot(axes, point.worth, point.value, colour, "D" if _chosen(sweep, point) else "o")
+        marks.append(Mark(point.value, point.worth, colour, "D" if _chosen(sweep, point) else "o"))
+    for mark in marks:
+        _dot(axes, mark)
     front = [(one.worth, one.place) for one in sweep.twins] + [(one.worth, one.place) for one in sweep.points]
     line = sorted(
         (_percent(worth.accuracy), _percent(worth.attack_accuracy)) for worth, place in front if place == "front"
@@ -183,17 +232,32 @@ def _draw(axes: "Axes", sweep: Sweep) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2, linewidth=0.5)
     axes.margins(0.12)
+    _label(axes, [mark for mark in marks if mark.drawn])
 
 
-def _dot(axes: "Axes", worth: Worth, name: str, colour: str, marker: str) -> None:
-    if worth.accuracy.value is None or worth.attack_accuracy.value is None:
+def _dot(axes: "Axes", mark: Mark) -> None:
+    if not mark.drawn:
         return
-    x, y = _percent(worth.accuracy), _percent(worth.attack_accuracy)
+    worth = mark.worth
     axes.errorbar(
-        x, y, xerr=_bars(worth.accuracy), yerr=_bars(worth.attack_accuracy), color=colour, marker=marker, markersize=6,
-        elinewidth=0.9, capsize=2.5, zorder=2,
+        *mark.place, xerr=_bars(worth.accuracy), yerr=_bars(worth.attack_accuracy), color=mark.colour,
+        marker=mark.marker, markersize=6, elinewidth=0.9, capsize=2.5, zorder=2,
     )  # fmt: skip
-    axes.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", color=colour, fontsize=9)
+
+
+def _label(axes: "Axes", marks: list[Mark]) -> None:
+    """The names right above the dots, those of dots side by side in lines above each other."""
+    axes.autoscale_view()
+    lines: list[tuple[float, float, int]] = []  # where a name ends, in points, and in which line above its dot
+    to_points = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    for mark in sorted(marks, key=lambda mark: mark.place):
+        x, y = axes.transData.transform(mark.place) * to_points
+        near = {line for end, level, line in lines if x < end and abs(y - level) < NEAR}
+        line = next(line for line in range(len(lines) + 1) if line not in near)
+        lines.append((x + LETTER * (len(mark.name) + 2), y, line))
+        axes.annotate(
+            mark.name, mark.place, xytext=(6, 5 + 11 * line), textcoords="offset points", color=mark.colour, fontsize=9
+        )
 
 
 def _percent(quantity: Quantity) -> float:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_audit.core.report import AuditReport, Comparison, Quantity
-from mi_audit.report import view, wording
+from mi_audit.report import defended, view, wording
 
 WIDTH = 100  # columns
 STYLES: Mapping[str, str] = {"good": "green", "bad": "red", "unsure": "yellow", "plain": "default"}
@@ -43,7 +43,7 @@ def _parts(
 ) -> list[Text | Table]:
     tables = _comparison(result) if isinstance(result, Comparison) else _audit(result, width)
     opening = [Text(), _headline(result), *_rules(result), Text()]
-    return [*opening, *tables, *_warnings(result), *_ending(timing, page)]
+    return [*opening, *tables, *_cautions(result), *_warnings(result), *_ending(timing, page)]
 
 
 def _headline(result: AuditReport | Comparison) -> Text:
@@ -118,6 +118,12 @@ def _cells(row: view.Row) -> tuple[str | Text, ...]:
     if full:
         change.append(f"\n{row.meaning}", STYLES[row.tone])
     return before, after, change
+
+
+def _cautions(result: AuditReport | Comparison) -> list[Text]:
+    """All of them: nobody may miss what has to be told."""
+    lines = [Text.assemble(("! ", "bold red"), text) for text in defended.cautions(result)]
+    return [Text(f"{wording.TELL}:", style="bold"), *lines, Text()] if lines else []
 
 
 def _warnings(result: AuditReport | Comparison) -> list[Text]:

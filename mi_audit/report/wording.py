@@ -17,6 +17,7 @@ from mi_audit.report.vocabulary import TAXONOMY as TAXONOMY
 from mi_audit.report.vocabulary import Taxon as Taxon
 from mi_audit.report.vocabulary import Tone as Tone
 
+TELL = "What everybody who gets or relies on this model must be told"
 DASH = "\N{EN DASH}"  # stands for a number that is missing
 
 
@@ -221,11 +222,20 @@ def setting(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value)
     return DASH if value is None else str(value)
+
+
+def fact(name: str, value: object) -> str:
+    """A fact as one line: shares in percent, hashes by their beginning."""
+    if isinstance(value, float) and name.startswith("share_") | name.endswith("accuracy"):
+        return f"{value:.1%}"
+    return str(value)[:16] if name == "sha256" else setting(value)
 
 
 def as_sentence(text: str) -> str:

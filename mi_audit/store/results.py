@@ -11,11 +11,13 @@ from mi_audit.core.errors import ConfigError, NothingToAudit, StorageError
 from mi_audit.core.fisher import FisherReport
 from mi_audit.core.report import SCHEMA_VERSION, AuditReport, Comparison
 from mi_audit.store.files import write_atomic
+from mi_audit.store.sweeps import SWEEP_FILE
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 RESULT_FILE = "result.json"
+FISHER_FILE = "fisher.json"
 
 
 def to_json(result: AuditReport | Comparison | FisherReport) -> str:
@@ -48,6 +50,10 @@ def read_result(path: Path) -> AuditReport | Comparison:
         StorageError: It cannot be read, is no JSON, or does not follow the schema.
     """
     file = path / RESULT_FILE if path.is_dir() else path
+    if not file.exists() and (path / SWEEP_FILE).is_file():
+        raise _sweep(path)
+    if not file.exists() and (path / FISHER_FILE).is_file():
+        raise _profile(path)
     data = _read(file)
     kind = _kind(file, data)
     from pydantic import ValidationError
@@ -88,7 +94,24 @@ def _read(file: Path) -> object:
         raise StorageError(f"expected JSON in {file}, got {error}; the file is damaged, repeat the run") from error
 
 
+def _sweep(path: Path) -> NothingToAudit:
+    values = sorted(file.parent for file in (path if path.is_dir() else path.parent).glob(f"*/{RESULT_FILE}"))
+    such = f", such as {values[0]}" if values else ""
+    return NothingToAudit(f"expected one run, got the sweep {path}; give the run of one of its values{such}")
+
+
+def _profile(path: Path) -> NothingToAudit:
+    return NothingToAudit(
+        f"expected an audit or a comparison, got a Fisher profile in {path}, which measures no leak; give a run of "
+        "`mi-audit attack` or `mi-audit defend`"
+    )
+
+
 def _kind(file: Path, data: object) -> str:
+    if isinstance(data, dict) and data.get("kind") == "sweep":
+        raise _sweep(file)
+    if isinstance(data, dict) and data.get("kind") == "fisher":
+        raise _profile(file)
     if not isinstance(data, dict) or data.get("kind") not in ("audit", "comparison"):
         raise StorageError(
             f"expected an audit or a comparison in {file}, got something else; give the result.json of a run"

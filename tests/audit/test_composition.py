@@ -125,3 +125,13 @@ def test_the_adaptive_attack_of_every_part_is_named():
     assert compose("plain", {}).adaptive == "try harder"
     assert compose("plain+tldmi", {}).adaptive == "tldmi: try harder; plain: try harder"
     assert composition.UNDEFENDED.method == "none" and composition.UNDEFENDED.kind == "none"
+
+
+def test_what_has_to_be_told_is_said_once_for_all_parts_it_is_about(monkeypatch):
+    known = registry.defenses()
+    assert compose("plain+tldmi", {}).cautions == ()
+    for name, text in {"plain": "It hides.", "head": "It hides.", "term": "It lies.", "tldmi": ""}.items():
+        monkeypatch.setattr(known[name], "caution", text)
+    assert compose("plain", {}).cautions == ("plain: It hides.",)
+    assert compose("head+plain+tldmi", {}).cautions == ("head, plain: It hides.",)
+    assert compose("head+term", {}).cautions == ("head: It hides.", "term: It lies.")

@@ -1,9 +1,16 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
+from mi_audit.core.sweep import Advice
 from mi_audit.store.results import read_result, write_result
+from mi_audit.store.sweeps import write_sweep
+from tests.documents import ROOT
 from tests.report.sample import audit, comparison, draw_pictures, failing
+from tests.report.test_fisher import sample as profile
+from tests.report.test_sweep import sweep
 
 
 @pytest.fixture
@@ -166,3 +173,84 @@ def test_gate_takes_waivers_from_the_settings_and_lists_them(cli, saved):
     assert "MI001" in cli("config", "show").stdout
     (saved / "mi-audit.toml").write_text(waiver.format("short", "2999-01-01"))
     assert "[[waivers]] model_sha256" in cli("gate", "run").stderr
+
+
+@pytest.fixture
+def others(saved):
+    """A sweep with the run of its recommended value, and a Fisher profile, in folders of their own."""
+    for name in ("sweep", "sweep/80%", "undecided", "fisher"):
+        (saved / name).mkdir()
+    write_sweep(saved / "sweep" / "sweep.json", sweep())
+    nothing = Advice(value=None, tied=(), tolerance=0.02, why="All is noise.")
+    write_sweep(saved / "undecided" / "sweep.json", sweep(advice=nothing))
+    write_result(saved / "sweep" / "80%" / "result.json", comparison())
+    write_result(saved / "fisher" / "fisher.json", profile())
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "text"),
+    [
+        ("sweep", "text", "80% leaks least"),
+        ("sweep/sweep.json", "markdown", "| **80%** | 96.0% [95.0, 97.0] | 25.0% [20.0, 30.0] | front |"),
+        ("sweep", "html", "<h1>tldmi: freeze</h1>"),
+        ("sweep", "json", '"kind": "sweep"'),
+        ("fisher", "text", "Begin at --freeze"),
+        ("fisher/fisher.json", "markdown", "| unit | parameters | share, classification |"),
+        ("fisher", "html", "Which layers matter for what"),
+        ("fisher", "json", '"kind": "fisher"'),
+    ],
+)
+def test_report_shows_sweeps_and_profiles(cli, others, run, kind, text):
+    done = cli("report", run, "-f", kind)
+    assert done.exit_code == 0 and text in done.stdout
+    assert cli("report", run, "-f", kind, "-o", "page").exit_code == 0
+    assert text in (others / "page").read_text()
+
+
+@pytest.mark.parametrize("run", ["sweep", "fisher"])
+def test_report_refuses_formats_that_say_nothing_about_them(cli, others, run):
+    done = cli("report", run, "-f", "sarif")
+    assert done.exit_code == 2 and "expected one of the formats html, markdown, text, json for a" in done.stderr
+
+
+@pytest.mark.parametrize("run", ["sweep", "sweep/sweep.json"])
+def test_gate_judges_the_recommended_value_of_a_sweep(cli, others, run):
+    done = cli("gate", run, "--fail-on", "attack_acc1 > 0.10")
+    assert done.exit_code == 1
+    assert "judging: sweep/80%, the run of the recommended value freeze 80%" in done.stderr
+    assert cli("gate", run, "--fail-on", "attack_acc1 > 0.99").exit_code == 0
+    assert "judging" not in cli("gate", run, "--fail-on", "attack_acc1 > 0.99", "-q").stderr
+
+
+def test_gate_on_what_cannot_be_judged_says_what_can(cli, others):
+    undecided, profiled = (cli("gate", run, "--fail-on", "attack_acc1 > 0.9") for run in ("undecided", "fisher"))
+    assert undecided.exit_code == profiled.exit_code == 3
+    assert "All is noise; judge one of its runs, such as undecided/40%" in undecided.stderr
+    assert "got a Fisher profile in fisher, which measures no leak" in profiled.stderr
+
+
+@pytest.mark.parametrize(
+    ("run", "text"),
+    [
+        ("sweep", "got the sweep sweep; give the run of one of its values, such as sweep/80%"),
+        ("sweep/sweep.json", "got the sweep sweep/sweep.json; give the run of one of its values, such as sweep/80%"),
+        ("undecided", "got the sweep undecided; give the run of one of its values\n"),
+        ("fisher/fisher.json", "got a Fisher profile in fisher/fisher.json"),
+    ],
+)
+def test_what_is_no_run_cannot_be_compared(cli, others, run, text):
+    done = cli("compare", run, "plain")
+    assert done.exit_code == 3 and text in done.stderr
+
+
+@pytest.mark.parametrize("words", ["report sweep -f html", "report fisher", "gate sweep --fail-on attack_acc1>0.99"])
+def test_showing_and_judging_saved_files_loads_no_torch(others, words):
+    command, run, *more = words.split()
+    code = (
+        "import sys; from mi_audit.cli.main import app\ntry: app(sys.argv[1:], prog_name='mi-audit')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    told = [sys.executable, "-c", code, command, str(others / run), *more]
+    done = subprocess.run(told, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -39,6 +39,14 @@ def test_info_as_json(cli, name):
     assert json.loads(cli("info", name, "--json").stdout)["name"] == name.rpartition(":")[2]
 
 
+def test_info_says_what_must_be_told_with_a_defended_model(cli):
+    text = " ".join(cli("info", "trap-mid", env={"COLUMNS": "120"}).stdout.split())
+    assert "caution Its owner planted a backdoor" in text
+    assert "caution" not in cli("info", "tldmi").stdout
+    both = json.loads(cli("info", "calor", "--json").stdout)["caution"]
+    assert "loft: May only stop attacks" in both and "ca: Its probabilities" in both
+
+
 def test_info_on_nothing_suggests(cli):
     done = cli("info", "ppq")
     assert done.exit_code == 2

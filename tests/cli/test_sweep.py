@@ -48,7 +48,11 @@ def test_reports_of_a_sweep(cli, engine, tmp_path):
     assert "leaks least" in (tmp_path / "t.txt").read_text()
     assert json.loads((tmp_path / "j.json").read_text())["parameter"] == "freeze"
     done = cli(*words, "--report", "sarif:s.sarif")
-    assert done.exit_code == 2 and "html, text, json for a sweep, got sarif" in done.stderr and len(engine.seen) == 1
+    assert (
+        done.exit_code == 2
+        and "html, markdown, text, json for a sweep, got sarif" in done.stderr
+        and len(engine.seen) == 1
+    )
 
 
 def test_a_wrong_grid_is_a_usage_error(cli, engine):

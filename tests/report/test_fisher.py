@@ -6,9 +6,20 @@ import numpy as np
 from rich.console import Console
 
 from mi_audit.core.fisher import FisherReport, InversionFacts, UnitFacts
-from mi_audit.core.report import DataFacts
+from mi_audit.core.report import DataFacts, Interval
 from mi_audit.nn.fisher_profile import Sample, profile
-from mi_audit.report.fisher import bracket, figure, headline, html, picture, provenance, short_names, show
+from mi_audit.report.fisher import (
+    bracket,
+    figure,
+    headline,
+    html,
+    markdown,
+    percent,
+    picture,
+    provenance,
+    short_names,
+    show,
+)
 from tests.report.sample import model
 
 UNITS = (("net.layer1.0", "net.layer1"), ("net.layer1.1", "net.layer1"), ("net.layer2.0", "net.layer2"))
@@ -71,7 +82,7 @@ def test_a_gap_within_chance_is_no_freeze_point():
     shown = replace(report.profiles[0], values=(report.profiles[0].values[0], wide, *report.profiles[0].values[2:]))
     said = headline(replace(report, profiles=(shown,)))
     assert said.startswith("No clear freeze point: the largest gap, +63% at --freeze 67% (2 of 3 units)")
-    assert "-2% to +" in said
+    assert "\N{MINUS SIGN}2% to +" in said
 
 
 def test_provenance_marks_a_weak_profile_and_names_the_run():
@@ -115,3 +126,20 @@ def test_names_lose_what_they_share_and_intervals_are_short():
     one = sample(units=(UnitFacts(name="net.0", kind="Conv2d", stage="", parameters=1), sample().units[-1]))
     assert short_names(one) == ["0", "head"]
     assert bracket(None) == "" and bracket(sample().profiles[0].cut_interval, 0) == "[2, 2]"
+
+
+def test_markdown_is_a_table_of_the_units():
+    text = markdown(sample())
+    assert text.count("\n| `net.") == 4 and "Begin at --freeze" in text and "- It is local." in text
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {7}
+    assert "`mi-audit fisher <model>`" in text
+
+
+def test_intervals_of_shares_are_in_percent_with_real_minus_signs():
+    assert percent(None) == ""
+    ends = Interval(low=-0.0213, high=-0.0002, method="bootstrap")
+    assert percent(ends) == "[\N{MINUS SIGN}2.1, 0.0]"
+
+
+def test_the_page_warns_where_there_is_no_clear_freeze_point():
+    assert 'class="banner plain"' in html(sample()) and 'class="banner unsure"' in html(sample(freeze=None))

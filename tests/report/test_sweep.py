@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mi_audit.core.report import Interval, Quantity
 from mi_audit.core.sweep import Advice, Sweep, SweepFailure, SweepPoint, TwinPoint, Worth
-from mi_audit.report.sweep import html, picture, rows, show
+from mi_audit.report.sweep import html, markdown, picture, rows, show
 
 
 def share(value, spread=0.05, low=None):
@@ -73,6 +73,32 @@ def test_exposure_has_columns_when_it_was_measured():
     assert "exposure" in printed(found) and "10.0% [5.0, 15.0]" in printed(found)
     assert max(map(len, printed(found).splitlines())) <= 100
     assert "10.0% [5.0, 15.0]" in html(found)
+
+
+def test_a_narrow_terminal_shows_the_front_below_the_name():
+    exposed = point("80%", 0.96, 0.25, worth=worth(0.96, 0.25, 0.1), exposure_change=share(-0.3), verdict="FAIL")
+    text = printed(sweep(points=(point("40%", 0.97, 0.5, place="noise"), exposed)), width=80)
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert re.search(r"^within noise +\N{MINUS SIGN}1\.0", text, re.M) and re.search(r"^front, gate", text, re.M)
+
+
+def test_names_of_dots_side_by_side_stand_in_lines_above_each_other():
+    from matplotlib.figure import Figure
+
+    from mi_audit.report import sweep as module
+
+    points = (point("40%", 0.97, 0.5), point("60%", 0.9701, 0.5), point("80%", 0.96, 0.1))
+    axes = Figure(figsize=(6.4, 4.4)).add_subplot()
+    module._draw(axes, sweep(points=points))
+    offsets = {text.get_text(): text.xyann[1] for text in axes.texts}
+    assert offsets["40%"] == offsets["80%"] == 5 and offsets["60%"] == 16
+
+
+def test_markdown_is_a_table_and_hostile_names_stay_text():
+    text = markdown(sweep(points=(point("40%", 0.97, 0.5), point("80%", 0.96, 0.25)), method="<b>*"))
+    assert "&lt;b&gt;\\*" in text and "got &lt;B&gt;" in text and "- The prior is weak." in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {5}
 
 
 def test_without_a_recommendation_it_says_so():
