@@ -15,7 +15,7 @@ from mi_audit.train.recipe import Recipe
 from tests.benchmarks import machine, paired
 from tests.toy import dataset
 
-SPECS = {"prefix-1": "stage:1", "prefix-2": "stage:2", "prefix-3": "stage:3"}
+SPECS = {"prefix-1": "stage:1", "prefix-3": "stage:3", "prefix-probe": "linear-probe"}
 
 
 def train(spec: str, cached: bool) -> torch.Tensor:
