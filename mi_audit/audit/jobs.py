@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -81,6 +81,7 @@ class Attempt:
     seconds: float = 0.0
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Where jobs are done: in this process, in one process per device, on other machines."""
 

@@ -36,11 +36,15 @@ def test_forgotten_jobs_are_run_again(tmp_path: Path):
     with RunFolder(tmp_path / "run") as folder:
         list(execute(JOBS, perform, folder, Silent(), InProcess()))
         folder.forget_jobs()
-        again = list(execute(JOBS, lambda _job, _step: ({"labels": torch.tensor([9])}, {}), folder, Silent(), InProcess()))
+        again = list(
+            execute(JOBS, lambda _job, _step: ({"labels": torch.tensor([9])}, {}), folder, Silent(), InProcess())
+        )
     assert [int(result.tensors["labels"]) for result in again] == [9, 9, 9]
 
 
-@pytest.mark.parametrize("error", [Diverged("loss"), RuntimeError("device"), ZeroDivisionError("zero"), MemoryError("full")])
+@pytest.mark.parametrize(
+    "error", [Diverged("loss"), RuntimeError("device"), ZeroDivisionError("zero"), MemoryError("full")]
+)
 def test_a_failing_job_is_reported_and_the_others_go_on(tmp_path: Path, error: Exception):
     def failing(job: Job, on_step):
         if job.classes == (1,):
