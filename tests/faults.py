@@ -243,7 +243,7 @@ def trial(world: World, row: Row, chance: random.Random, out: Path) -> None:
         for _ in range(2 if row.fault == "two runs at once" else 1)
     ]
     if signum:
-        time.sleep(chance.uniform(0, world.seconds[row.command]))
+        wait_until(chance, world, row.command, out)
         os.kill(children[0], signum)
     codes = [wait(child) for child in children]
     row.codes.update(codes)
@@ -267,6 +267,18 @@ def trial(world: World, row: Row, chance: random.Random, out: Path) -> None:
     broken += [f"ended with {code}" for code in codes if code not in expected(row.fault, world.code[row.command])]
     row.survived += not broken
     row.broken += broken
+
+
+def wait_until(chance: random.Random, world: World, command: str, out: Path) -> None:
+    """Until some moment of the run: any, or shortly after some job."""
+    begun, patience = time.monotonic(), world.seconds[command]
+    if chance.random() < 0.4:
+        time.sleep(chance.uniform(0, patience))
+        return
+    finished = chance.randrange(jobs_of(world, command))
+    while len(list((out / "jobs").glob("*.safetensors"))) <= finished and time.monotonic() < begun + 2 * patience:
+        time.sleep(0.005)
+    time.sleep(chance.uniform(0, 0.1))
 
 
 def expected(fault: str, code: int) -> set[str]:
@@ -303,7 +315,7 @@ def build(base: Path, commands: Sequence[str]) -> World:
 def report(rows: Sequence[Row]) -> str:
     """The table, as Markdown."""
     lines = [
-        "| command | fault | injected | the command ended with | finished jobs, all kept | same bytes after typing it again |",
+        "| command | fault | injected | it ended with | finished jobs, all kept | same bytes after typing it again |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -335,9 +347,10 @@ def main(words: Sequence[str] | None = None) -> int:
                     out = Path(folder) / f"trial-{len(rows)}-{number}"
                     trial(world, row, chance, out)
                     if row.broken:
-                        print(*row.broken, out.with_name(f"{out.name}.log").read_text(), sep="\n", file=sys.stderr)
+                        log = out.with_name(f"{out.name}.log").read_text()
+                        sys.stderr.write("\n".join([*row.broken, log]))
                     shutil.rmtree(out, ignore_errors=True)
-    print(report(rows))
+    sys.stdout.write(report(rows) + "\n")
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
     return int(any(row.broken for row in rows))

@@ -207,7 +207,8 @@ def _perform(
     watched = Watched(target, max(1, moments), scene.size)
     access = attack.threat_model()[0].access
     seen = restricted(watched if moments and access == Access.WHITE_BOX else target, access)
-    run = Run(seed=job.seed, batch_size=scene.plan.batch_size or default_batch(scene.device, scene.size))
+    batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
+    run = Run(seed=job.seed, batch_size=batch, queries=target.ledger.spent)
     found = attack.run(seen, known.prior, torch.tensor(job.classes, device=scene.device), run)
     last = quantise(found.images.float()).cpu()
     looked = scene.model.target()

@@ -163,7 +163,7 @@ class Task:
     def _done(self, job: Job, on_step: Step) -> tuple[dict[str, Tensor], dict[str, object]]:
         model, plan = self.models[job.seed], self.plan
         target = model.target(QueryLedger(plan.max_queries))
-        run = self._run(job, on_step)
+        run = replace(self._run(job, on_step), queries=target.ledger.spent)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=plan.precision == "bf16"):
             classes = torch.tensor(job.classes, device=self.device)
             found = self.one.search(self.one.access(target), self.priors[job.seed].prior, classes, run)
