@@ -33,6 +33,7 @@ from mi_audit.nn.descent import Descent
 from mi_audit.store import files
 from tests.world import SMOKE, defend_plan, digit_model, digit_plan
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = ("attack", "attack --sequential", "defend")
 MOST = 4  # times that a command is typed again
 
@@ -264,7 +265,8 @@ def trial(world: World, row: Row, chance: random.Random, out: Path) -> None:
         f"{name} was made again" for name, at in stamps.items() if (out / "jobs" / name).stat().st_mtime_ns != at
     ]
     broken += [f"{path.name} was left" for path in out.rglob(".*.tmp")]
-    broken += [f"ended with {code}" for code in codes if code not in expected(row.fault, world.code[row.command])]
+    usual = world.code[row.command]
+    broken += [f"ended with {code}" for code in codes if code not in expected(row.command, row.fault, usual)]
     row.survived += not broken
     row.broken += broken
 
@@ -281,7 +283,7 @@ def wait_until(chance: random.Random, world: World, command: str, out: Path) -> 
     time.sleep(chance.uniform(0, 0.1))
 
 
-def expected(fault: str, code: int) -> set[str]:
+def expected(command: str, fault: str, code: int) -> set[str]:
     """How a disturbed command may end; one that was disturbed too late ends as usual."""
     usual = f"exit {code}"
     ways = {
@@ -293,7 +295,9 @@ def expected(fault: str, code: int) -> set[str]:
         "half a job file": {usual},
         "two runs at once": {"exit 2", usual},
     }
-    return ways.get(fault, {"exit 4"})
+    # the next look of a sequential run does a failed job again, and it may not come to the class that fails
+    spared = command == "attack --sequential" and fault in ("out of memory in a job", "NaN in a class")
+    return ways.get(fault, {"exit 4", usual} if spared else {"exit 4"})
 
 
 def build(base: Path, commands: Sequence[str]) -> World:
