@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from torch import nn
 
 from mi_audit.audit import registry
 from mi_audit.core.run import Averaging, Run
@@ -74,6 +75,31 @@ def test_an_attack_does_not_depend_on_the_batch_size(attack):
     small, large = (reconstruct(attack, run=Run(batch_size=size)) for size in (3, 64))
     torch.testing.assert_close(small.images, large.images, atol=1e-4, rtol=0)
     torch.testing.assert_close(small.confidence, large.confidence, atol=1e-4, rtol=0)
+
+
+class Tight(nn.Module):
+    """A network whose device has no memory left at the third pass, and then again."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.passes = net, 0
+
+    def forward(self, images):
+        self.passes += 1
+        if self.passes == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.net(images)
+
+
+@every_attack
+def test_an_attack_that_runs_out_of_memory_finds_and_counts_the_same(attack):
+    net = classifier()
+    tight = TorchTarget(Tight(net), num_classes=4, head=net[1])
+    pressed, plain = Run(queries=tight.ledger.spent), Run()
+    found, expected = reconstruct(attack, tight, pressed), reconstruct(attack, toy := target(), plain)
+    assert tight._model.passes > 3
+    torch.testing.assert_close(found.images, expected.images, atol=1e-4, rtol=0)
+    assert pressed.work == plain.work and tight.ledger.spent == toy.ledger.spent
 
 
 @every_attack

@@ -30,6 +30,11 @@ class Clock:
         """Add the time of the block to job `name`."""
         yield from self._timed(self.jobs, name)
 
+    def spent(self, name: str, seconds: float) -> None:
+        """Add `seconds` to job `name`, if it took any."""
+        if seconds:
+            self.jobs[name] = round(self.jobs.get(name, 0.0) + seconds, 3)
+
     @staticmethod
     def _timed(table: dict[str, float], name: str) -> Iterator[None]:
         start = time.monotonic()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit.attack import attacked_classes
+from mi_audit.audit.executor import InProcess
 from mi_audit.audit.fitting import Fitted, Knowledge, knowledge
-from mi_audit.audit.jobs import Job, JobFailure, Perform, execute
+from mi_audit.audit.jobs import Job, JobFailure, Perform, Step, execute
 from mi_audit.audit.runner import BATCH, default_batch
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.audit.trajectory import Watched
@@ -121,7 +122,8 @@ def from_attacks(scene: Scene, builds: Mapping[str, Attack[Any, Any]], moments: 
         known = knowledge(scene, attack, models, fitted)[scene.plan.seed]
         jobs = [_job(scene, name, attack, known, label, moments) for label in attacked_classes(scene)]
         scene.progress.stage(f"{name}: {len(jobs)} classes")
-        for outcome in execute(jobs, _performer(scene, attack, known, moments), scene.folder, scene.progress):
+        perform = _performer(scene, attack, known, moments)
+        for outcome in execute(jobs, perform, scene.folder, scene.progress, InProcess(scene.device)):
             scene.progress.step(name, len(ids) % len(jobs) + 1, len(jobs))
             ids.append(outcome.job.id)
             if isinstance(outcome, JobFailure):
@@ -190,7 +192,8 @@ def _job(scene: Scene, name: str, attack: Attack[Any, Any], known: Knowledge, la
 
 
 def _performer(scene: Scene, attack: Attack[Any, Any], known: Knowledge, moments: int) -> Perform:
-    def perform(job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def perform(job: Job, on_step: Step) -> tuple[dict[str, Tensor], dict[str, object]]:
+        del on_step  # a job is one class: their number is the progress
         with scene.clock.job(job.name), seeded(scene.device, job.seed, "job", job.id):
             return _perform(scene, attack, known, moments, job)
 
@@ -204,7 +207,8 @@ def _perform(
     watched = Watched(target, max(1, moments), scene.size)
     access = attack.threat_model()[0].access
     seen = restricted(watched if moments and access == Access.WHITE_BOX else target, access)
-    run = Run(seed=job.seed, batch_size=scene.plan.batch_size or default_batch(scene.device, scene.size))
+    batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
+    run = Run(seed=job.seed, batch_size=batch, queries=target.ledger.spent)
     found = attack.run(seen, known.prior, torch.tensor(job.classes, device=scene.device), run)
     last = quantise(found.images.float()).cpu()
     looked = scene.model.target()

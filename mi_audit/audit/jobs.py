@@ -1,13 +1,13 @@
 """The unit of work: one attack on one chunk of classes under one seed, with one atomic result file."""
 
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from mi_audit.audit.progress import ProgressSink
-from mi_audit.core.errors import AuditError, ConfigError, StorageError
+from mi_audit.core.errors import StorageError
 from mi_audit.store.runs import RunFolder
 
 
@@ -41,11 +41,13 @@ class JobResult:
     Attributes:
         tensors: `images` (uint8), `labels`, `confidence`, `accepted` by the target.
         facts: Queries, work, curves; everything but clock time.
+        seconds: What it took now; 0 when it was done before.
     """
 
     job: Job
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, object]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,38 +56,71 @@ class JobFailure:
 
     job: Job
     message: str
+    seconds: float = 0.0
 
 
 Outcome = JobResult | JobFailure
-Perform = Callable[[Job], tuple[Mapping[str, Tensor], Mapping[str, object]]]
+Step = Callable[[str, int, int], None]  # stage, done, total
+Produced = tuple[Mapping[str, Tensor], Mapping[str, object]]
+Perform = Callable[[Job, Step], Produced]
 
 
-def execute(jobs: Iterable[Job], perform: Perform, folder: RunFolder, progress: ProgressSink) -> Iterator[Outcome]:
-    """Run the jobs that have no result file yet, in order, and yield the results of all.
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """What came of doing a job once.
 
-    A failing job is reported and the others go on; an interrupt leaves every finished result in place. A full disk and
-    a wrong setting stop the run, because they would fail every job alike.
+    Attributes:
+        produced: Its tensors and facts; None when it failed.
+        message: Why it failed.
+        seconds: How long it took.
     """
+
+    job: Job
+    produced: Produced | None
+    message: str = ""
+    seconds: float = 0.0
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Where jobs are done: in this process, in one process per device, on other machines."""
+
+    def attempts(self, jobs: Sequence[Job], perform: Perform, progress: ProgressSink) -> Iterator[Attempt]:
+        """One attempt per job, in the order in which they end; only what would fail every job alike is raised."""
+
+
+def execute(
+    jobs: Iterable[Job], perform: Perform, folder: RunFolder, progress: ProgressSink, executor: Executor
+) -> Iterator[Outcome]:
+    """Have the jobs done that have no result file yet, and yield the results of all in the order of `jobs`.
+
+    Every result is on disk as soon as its job ended, whatever happens to the others. A failing job is reported and the
+    others go on; an interrupt leaves every finished result in place. A full disk, a wrong setting and a lost device
+    stop the run, because they would fail every job alike.
+    """
+    jobs, done, missing = tuple(jobs), dict[str, Outcome](), list[Job]()
     for job in jobs:
         kept = folder.read_job(job.name)
         if kept is None:
-            try:
-                tensors, facts = perform(job)
-            except (ConfigError, StorageError):
-                raise
-            except AuditError as error:
-                progress.warn(f"{job.name}: {error}")
-                yield JobFailure(job, str(error))
-                continue
-            except (RuntimeError, ValueError, ArithmeticError) as error:
-                progress.warn(f"{job.name}: {type(error).__name__}: {error}")
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                yield JobFailure(job, f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})")
-                continue
-            folder.write_job(job.name, tensors, facts)
-            kept = folder.read_job(job.name)
-            if kept is None:
-                raise StorageError(
-                    f"expected to read back {job.name}, got a damaged file; check the disk and run again"
-                )
-        yield JobResult(job, *kept)
+            missing.append(job)
+        else:
+            done[job.name] = JobResult(job, *kept)
+    arriving = executor.attempts(missing, perform, progress)
+    for job in jobs:
+        while job.name not in done:
+            ended = next(arriving)
+            done[ended.job.name] = _kept(ended, folder, progress)
+        yield done[job.name]
+
+
+def _kept(ended: Attempt, folder: RunFolder, progress: ProgressSink) -> Outcome:
+    """The outcome of an attempt, whose result is on disk now."""
+    job = ended.job
+    if ended.produced is None:
+        progress.warn(f"{job.name}: {ended.message}")
+        return JobFailure(job, ended.message, ended.seconds)
+    folder.write_job(job.name, *ended.produced)
+    kept = folder.read_job(job.name)
+    if kept is None:
+        raise StorageError(f"expected to read back {job.name}, got a damaged file; check the disk and run again")
+    return JobResult(job, *kept, ended.seconds)

@@ -147,6 +147,7 @@ class Plan:
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
+        devices: Processes that do the jobs, one per device. Not part of any id.
         views, view_kind: Views that white-box attacks average every gradient over; 1 is none. `paa` adds noise, `taa`
             crops and turns.
         chunk: Classes per job.
@@ -183,6 +184,7 @@ class Plan:
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"
+    devices: int = 1
     precision: Literal["32", "bf16", "auto"] = "auto"
     batch_size: int | None = None
     chunk: int = 32

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mi_audit.audit import control
 from mi_audit.audit.fitting import Knowledge
-from mi_audit.audit.jobs import Job, Outcome, execute
+from mi_audit.audit.jobs import Job, Outcome, Step, execute
 from mi_audit.audit.measure import Gallery, measure_attack
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.scene import Scene, as_settings
@@ -36,7 +37,7 @@ def models_of(targets: Targets) -> dict[int, LoadedModel]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contender:
-    """An attack or a control, as the runner sees it.
+    """An attack or a control, as the runner sees it; it can be sent to another process.
 
     Attributes:
         facts: Name, role, threat model and settings, as they go into the report.
@@ -72,11 +73,18 @@ def contender(
         "settings": as_settings(attack) | views,
         "seeds": tuple(seeds),
     }
+    return Contender(facts, attack.version, partial(_searched, attack, averaging), partial(restricted, access=access))
 
-    def search(target: LabelOnlyTarget, prior: Prior, classes: Tensor, run: Run) -> Reconstructions:
-        return attack.run(target, prior, classes, replace(run, averaging=averaging))
 
-    return Contender(facts, attack.version, search, lambda target: restricted(target, access))
+def _searched(
+    attack: Attack[Any, Any],
+    averaging: Averaging | None,
+    target: LabelOnlyTarget,
+    prior: Prior,
+    classes: Tensor,
+    run: Run,
+) -> Reconstructions:
+    return attack.run(target, prior, classes, replace(run, averaging=averaging))
 
 
 def random_control(prior: str, seeds: Sequence[int]) -> Contender:
@@ -91,9 +99,18 @@ def random_control(prior: str, seeds: Sequence[int]) -> Contender:
         "settings": as_settings(sampler),
         "seeds": tuple(seeds),
     }
-    return Contender(
-        facts, 1, lambda _target, knows, classes, run: sampler.run(knows, classes, run), lambda _target: None
-    )
+    return Contender(facts, 1, partial(_sampled, sampler), _unseen)
+
+
+def _sampled(
+    sampler: control.RandomPriorSamples, target: None, prior: Prior, classes: Tensor, run: Run
+) -> Reconstructions:
+    del target
+    return sampler.run(prior, classes, run)
+
+
+def _unseen(target: LabelOnlyTarget) -> None:
+    del target
 
 
 def untrained_control(
@@ -123,6 +140,65 @@ def untrained(model: LoadedModel, seed: int) -> LoadedModel:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """How the jobs of a contender are done, in this process or another: all that they need, and nothing of the run.
+
+    Attributes:
+        models, priors: What is attacked and what the attacker knows, by seed.
+    """
+
+    one: Contender
+    models: Mapping[int, LoadedModel]
+    priors: Mapping[int, Knowledge]
+    plan: Plan
+    device: str
+    size: int
+
+    def __call__(self, job: Job, on_step: Step) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Reconstruct the classes of the job, and ask the target what it takes the pictures for."""
+        # a target that is random in itself draws the same whatever ran before, so a resumed run has the same bytes
+        with seeded(self.device, job.seed, "job", job.id):
+            return self._done(job, on_step)
+
+    def _done(self, job: Job, on_step: Step) -> tuple[dict[str, Tensor], dict[str, object]]:
+        model, plan = self.models[job.seed], self.plan
+        target = model.target(QueryLedger(plan.max_queries))
+        run = replace(self._run(job, on_step), queries=target.ledger.spent)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            classes = torch.tensor(job.classes, device=self.device)
+            found = self.one.search(self.one.access(target), self.priors[job.seed].prior, classes, run)
+        pixels = quantise(found.images.float()).cpu()
+        labels = found.labels.cpu()
+        looked = model.target()
+        predicted = Run(batch_size=BATCH).map(
+            lambda part: looked.labels(part.to(self.device).float() / 255).cpu(), pixels
+        )
+        tensors = {
+            "images": pixels,
+            "labels": labels,
+            "confidence": found.confidence.detach().float().cpu(),
+            "accepted": predicted == labels,
+        }
+        facts: dict[str, object] = {
+            "id": job.id,
+            "seed": job.seed,
+            "settings": self.one.facts["settings"],
+            "queries": {str(access): images for access, images in sorted(target.ledger.spent.items())},
+            "work": dict(sorted(run.work.items())),
+            "curves": [asdict(curve) for curve in found.curves],
+        }
+        return tensors, facts
+
+    def _run(self, job: Job, on_step: Step) -> Run:
+        label = f"{job.attack}, seed {job.seed}, classes {job.classes[0]}-{job.classes[-1]}"
+        return Run(
+            seed=job.seed,
+            batch_size=self.plan.batch_size or default_batch(self.device, self.size),
+            on_step=lambda stage, done, total: on_step(f"{label}: {stage}", done, total),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Runner:
     """Runs contenders against one model per seed.
 
@@ -147,14 +223,12 @@ class Runner:
         scene, name = self.scene, str(one.facts["name"])
         jobs = list(self._jobs(one, priors))
         scene.progress.stage(f"{name}{f' on the {self.folder} model' if self.folder else ''}: {len(jobs)} job(s)")
-
-        def perform(job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
-            # a target that is random in itself draws the same whatever ran before, so a resumed run has the same bytes
-            with scene.clock.job(job.name), seeded(scene.device, job.seed, "job", job.id):
-                return self._perform(one, priors[job.seed], job)
-
+        task = Task(one, models_of(self.targets), priors, scene.plan, scene.device, scene.size)
+        outcomes: list[Outcome] = []
         with scene.clock.stage(f"{name} {self.folder}".strip()):
-            outcomes: list[Outcome] = list(execute(jobs, perform, scene.folder, scene.progress))
+            for outcome in execute(jobs, task, scene.folder, scene.progress, scene.executor):
+                scene.clock.spent(outcome.job.name, outcome.seconds)
+                outcomes.append(outcome)
         place = "/".join(part for part in (self.folder, name.replace(":", "-")) if part)
         with scene.clock.stage("measure"):
             found = measure_attack(scene, self.gallery, outcomes, one.facts, place, permutation)
@@ -170,43 +244,6 @@ class Runner:
             for start in range(0, len(self.attacked), plan.chunk):
                 chunk = tuple(sorted(self.attacked[start : start + plan.chunk]))
                 yield Job(str(one.facts["name"]), chunk, seed, digest("job", what, whom, how, chunk, seed))
-
-    def _perform(self, one: Contender, known: Knowledge, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
-        scene, model = self.scene, self.targets[job.seed][0]
-        target = model.target(QueryLedger(scene.plan.max_queries))
-        run = self._run(job)
-        kind = torch.device(scene.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=scene.plan.precision == "bf16"):
-            classes = torch.tensor(job.classes, device=scene.device)
-            found = one.search(one.access(target), known.prior, classes, run)
-        pixels = quantise(found.images.float()).cpu()
-        labels = found.labels.cpu()
-        looked = model.target()
-        predicted = [looked.labels(part.to(scene.device).float() / 255).cpu() for part in pixels.split(BATCH)]
-        tensors = {
-            "images": pixels,
-            "labels": labels,
-            "confidence": found.confidence.detach().float().cpu(),
-            "accepted": torch.cat(predicted) == labels,
-        }
-        facts: dict[str, object] = {
-            "id": job.id,
-            "seed": job.seed,
-            "settings": one.facts["settings"],
-            "queries": {str(access): images for access, images in sorted(target.ledger.spent.items())},
-            "work": dict(sorted(run.work.items())),
-            "curves": [asdict(curve) for curve in found.curves],
-        }
-        return tensors, facts
-
-    def _run(self, job: Job) -> Run:
-        scene = self.scene
-        label = f"{job.attack}, seed {job.seed}, classes {job.classes[0]}-{job.classes[-1]}"
-        return Run(
-            seed=job.seed,
-            batch_size=scene.plan.batch_size or default_batch(scene.device, scene.size),
-            on_step=lambda stage, done, total: scene.progress.step(f"{label}: {stage}", done, total),
-        )
 
 
 def default_batch(device: str, size: int) -> int:

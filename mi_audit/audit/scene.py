@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from mi_audit.audit.clock import Clock
+from mi_audit.audit.executor import InProcess, executor_for
+from mi_audit.audit.jobs import Executor
 from mi_audit.audit.plan import ModelPlan, Plan
 from mi_audit.audit.progress import ProgressSink
 from mi_audit.audit.settings import plan_to_json
@@ -28,6 +30,7 @@ ELSEWHERE = (
     "command",
     "fresh",
     "device",
+    "devices",
     "batch_size",
     "cache",
     "decision",
@@ -48,6 +51,7 @@ class Scene:
         public: The attacker's images.
         size: Side in pixels at which data were read and priors work.
         overlap: What was found in both data sets.
+        executor: Where the jobs are done.
     """
 
     plan: Plan
@@ -62,6 +66,7 @@ class Scene:
     clock: Clock
     progress: ProgressSink
     warnings: list[str] = field(default_factory=list)
+    executor: Executor = field(default_factory=InProcess)
 
     def warn(self, text: str) -> None:
         """Show `text` now and keep it for the report."""
@@ -174,7 +179,7 @@ def open_scene(plan: Plan, kind: str, progress: ProgressSink, *, dry: bool = Fal
         with TemporaryDirectory() as nowhere, RunFolder(Path(nowhere)) as folder:
             yield _load(plan, kind, device, folder, Clock(), progress)
         return
-    with RunFolder(run_folder_path(plan, kind)) as folder:
+    with executor_for(device, plan.devices) as executor, RunFolder(run_folder_path(plan, kind)) as folder:
         if plan.fresh:
             folder.forget_jobs()
         # not fresh any more: what this run finishes from here on is kept when it is resumed
@@ -184,7 +189,7 @@ def open_scene(plan: Plan, kind: str, progress: ProgressSink, *, dry: bool = Fal
         try:
             with clock.stage("load"):
                 scene = _load(plan, kind, device, folder, clock, progress)
-            yield scene
+            yield replace(scene, executor=executor)
         finally:
             clock.write(folder)
 

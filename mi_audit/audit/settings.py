@@ -31,6 +31,7 @@ PLACES = {
     ("run", "out"),
     ("run", "cache"),
     ("run", "device"),
+    ("run", "devices"),
     ("run", "batch_size"),
     ("defend", "save"),
     ("waivers",),

@@ -126,6 +126,9 @@ class RunTable(Table):
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]
     )
     device: str = Field(default="auto", description="where to compute: auto, cpu, cuda, cuda:1 or mps")
+    devices: Count = Field(
+        default=1, description="processes that share the jobs, one per device; results do not depend on it"
+    )
     precision: Literal["32", "bf16", "auto"] = Field(
         default="auto", description="number format of the attacked networks"
     )

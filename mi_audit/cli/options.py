@@ -18,7 +18,7 @@ PANELS = {
     "model": "Model", "data": "Data", "run": "Attack", "defend": "Defense",
     "gate": "Gate", "baseline": "Gate", "decision": "Gate",
 }  # fmt: skip
-MACHINE = ("device", "precision", "batch_size", "chunk", "max_queries", "images", "out", "cache")
+MACHINE = ("device", "devices", "precision", "batch_size", "chunk", "max_queries", "images", "out", "cache")
 SHORT: Mapping[Key, tuple[str, ...]] = {("run", "out"): ("-o",)}
 OUTPUT = "Output"
 

@@ -9,6 +9,7 @@
     ├── Diverged               exit 4   a loss became NaN or infinite
     ├── QueryBudgetExceeded    exit 4   an attack asked the target more often than it was allowed to
     ├── OutOfMemory            exit 4   a single sample does not fit the device
+    ├── DeviceLost             exit 4   an accelerator, or every process of the run, stopped answering
     └── StorageError           exit 4   a result could not be written or is damaged
 
 A message reads `expected A, got B; do C`.
@@ -57,6 +58,10 @@ class QueryBudgetExceeded(AuditError):
 
 class OutOfMemory(AuditError):
     """Even a batch of one does not fit the device."""
+
+
+class DeviceLost(AuditError):
+    """An accelerator stopped answering, or no process is left to work; finished jobs are kept."""
 
 
 class StorageError(AuditError):

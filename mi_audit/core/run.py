@@ -13,6 +13,7 @@ from mi_audit.core.random import Streams
 from mi_audit.core.types import Labels
 
 Result = TypeVar("Result")
+SIGNS = ("can't allocate memory", "MPS backend out of memory", "_STATUS_ALLOC_FAILED")  # CPU, mps, cuBLAS and cuDNN
 
 
 @runtime_checkable
@@ -68,6 +69,7 @@ class Run:
         on_step: Called as `on_step(stage, done, total)`; counts are sample-steps of that stage.
         work: Images passed through each network, by name: `generator_forward`, `target_backward`, ...
         averaging: Views that gradient searches average their identity loss over; None shows the target each image once.
+        queries: Where the target counts its queries, so that those of a chunk that did not fit are not counted twice.
     """
 
     seed: int = 0
@@ -75,6 +77,7 @@ class Run:
     on_step: Callable[[str, int, int], None] = _silent
     work: Counter[str] = field(default_factory=Counter)
     averaging: Averaging | None = None
+    queries: Counter[Any] = field(default_factory=Counter)
 
     def streams(self, labels: Labels, restarts: Labels) -> Streams:
         """One random stream per (label, restart)."""
@@ -92,7 +95,8 @@ class Run:
         """Apply `function` to aligned chunks of at most `batch_size` rows and list the results in order.
 
         `function` must depend on nothing but its rows: a chunk that does not fit the memory is halved and run again,
-        while the results of the finished chunks are kept.
+        while the results of the finished chunks are kept. What the failed try counted as work and queries is forgotten,
+        so that the counts do not depend on the memory either.
 
         Raises:
             OutOfMemory: A single row does not fit.
@@ -100,6 +104,7 @@ class Run:
         results: list[Result] = []
         start, size, rows = 0, self.batch_size, len(columns[0])
         while start < rows:
+            counted = [(counter, counter.copy()) for counter in (self.work, self.queries)]
             try:
                 results.append(function(*(column[start : start + size] for column in columns)))
             except RuntimeError as error:
@@ -111,10 +116,13 @@ class Run:
                         "expected one image to fit the device, got out of memory; use another device or smaller images"
                     ) from error
                 size = tried // 2
+                for counter, before in counted:
+                    counter.clear()
+                    counter.update(before)
                 continue
             start += size
         return results
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)

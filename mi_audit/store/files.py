@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,6 +60,25 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     finally:
         if draft.exists():
             draft.unlink()
+
+
+def is_draft(name: str) -> bool:
+    """Whether `replacing` gives such names to its temporary neighbours."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", name) is not None
+
+
+def forget_drafts(folder: Path) -> None:
+    """Remove what killed processes left of unfinished files below `folder`; nobody else may write there meanwhile.
+
+    Raises:
+        StorageError: One cannot be removed.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if is_draft(path.name):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise storage_error("remove", path, error) from error
 
 
 def read_file(path: Path) -> bytes:

@@ -17,7 +17,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mi_audit.core.errors import ConfigError, StorageError
-from mi_audit.store.files import canonical_json, make_folder, read_file, storage_error, write_atomic
+from mi_audit.store.files import (
+    canonical_json,
+    forget_drafts,
+    is_draft,
+    make_folder,
+    read_file,
+    storage_error,
+    write_atomic,
+)
 from mi_audit.store.latest import MARKER, find_run, point_latest
 
 LOCK = ".lock"
@@ -47,10 +55,13 @@ class RunFolder:
         make_folder(path, mode=0o700)
         _refuse_foreign(path)
         _make_private(path)
-        if not (path / MARKER).exists():
-            write_atomic(path / MARKER, canonical_json({"kind": "mi-audit run", "format": 1}).encode(), private=True)
         self._lock = FileLock(path / LOCK, timeout=0, mode=0o600)
         self._acquire()
+        try:
+            self._own()
+        except StorageError:
+            self.close()
+            raise
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -180,15 +191,23 @@ class RunFolder:
                 f"expected nobody else to write to {self.path}, got a run on the machine {host}; "
                 f"wait for it, or delete {self.path / OWNER} if that run has ended"
             )
+
+    def _own(self) -> None:
+        """Say who writes here and what the folder is, and clear away what a killed run was just writing."""
         owner = {"pid": os.getpid(), "host": platform.node()}
         write_atomic(self.path / OWNER, canonical_json(owner).encode(), private=True)
+        if not (self.path / MARKER).exists():
+            about = canonical_json({"kind": "mi-audit run", "format": 1})
+            write_atomic(self.path / MARKER, about.encode(), private=True)
+        forget_drafts(self.path)
 
 
 def _refuse_foreign(path: Path) -> None:
     try:
-        names = {item.name for item in path.iterdir()}
+        found = {item.name for item in path.iterdir()}
     except OSError as error:
         raise storage_error("open", path, error) from error
+    names = {name for name in found if name not in (LOCK, OWNER) and not is_draft(name)}  # of a run killed at its start
     if names and MARKER not in names:
         raise ConfigError(
             f"expected an empty folder or a run folder, got {path} with {min(names)} in it; choose another --out"

@@ -35,7 +35,14 @@ def test_cuts_every_column_alike():
     assert torch.equal(torch.cat([keys.keys for *_, keys in seen]), streams.keys)
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 def test_halves_a_chunk_that_does_not_fit_and_keeps_finished_ones(error):
     device = Memory(room=2, error=error)
     assert Run(batch_size=8).map(device, torch.arange(6)).tolist() == [0, 10, 20, 30, 40, 50]
