@@ -173,7 +173,7 @@ class Runner:
 
     def _perform(self, one: Contender, known: Knowledge, job: Job) -> tuple[dict[str, Tensor], dict[str, object]]:
         scene, model = self.scene, self.targets[job.seed][0]
-        target = model.target(QueryLedger(scene.plan.max_queries))
+        target = model.target(QueryLedger(scene.plan.max_queries), hasten=True)
         run = self._run(job)
         kind = torch.device(scene.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=scene.plan.precision == "bf16"):

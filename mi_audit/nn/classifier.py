@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mi_audit.core.errors import TargetError
 from mi_audit.core.types import Images, Logits
+from mi_audit.nn.frozen import frozen
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow uses
 
@@ -103,6 +104,13 @@ class Classifier(nn.Module):
         finally:
             for module, mode in training.items():
                 module.training = mode
+
+
+def hastened(classifier: nn.Module) -> nn.Module:
+    """A frozen copy of a `Classifier` that takes less time, checked on noise."""
+    assert isinstance(classifier, Classifier)
+    shape, generator = (2, classifier.channels, classifier.size, classifier.size), torch.Generator().manual_seed(0)
+    return frozen(classifier, torch.rand(shape, generator=generator).to(classifier.mean.device))
 
 
 def find_head(net: nn.Module, run: Callable[[], Tensor]) -> tuple[str, int]:

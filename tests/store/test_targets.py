@@ -246,3 +246,13 @@ def test_an_edit_of_a_later_version_names_the_file(edited, monkeypatch):
     monkeypatch.setattr(edits, "EDITS", {})
     with pytest.raises(TargetError, match=r"got 'narrow'; update mi-audit \(.*m\.safetensors\)"):
         load_model(edited.ref)
+
+
+def test_a_hastened_target_answers_like_the_plain_one():
+    model = new_model("built-in:cnn", num_classes=4, channels=3, size=32, mean=(0.5,), std=(0.2,), seed=0)
+    plain, quick = model.target(), model.target(hasten=True)
+    images = torch.rand(3, 3, 32, 32)
+    for ours, theirs in zip(quick.logits_and_features(images), plain.logits_and_features(images), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert torch.equal(quick.scores(images), plain.scores(images))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in quick.network().modules())
