@@ -162,7 +162,7 @@ class Task:
 
     def _done(self, job: Job, on_step: Step) -> tuple[dict[str, Tensor], dict[str, object]]:
         model, plan = self.models[job.seed], self.plan
-        target = model.target(QueryLedger(plan.max_queries))
+        target = model.target(QueryLedger(plan.max_queries), hasten=True)
         run = replace(self._run(job, on_step), queries=target.ledger.spent)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=plan.precision == "bf16"):
             classes = torch.tensor(job.classes, device=self.device)

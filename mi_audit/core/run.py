@@ -108,7 +108,7 @@ class Run:
             try:
                 results.append(function(*(column[start : start + size] for column in columns)))
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 tried = min(size, rows - start)
                 if tried == 1:
@@ -124,5 +124,6 @@ class Run:
         return results
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the memory of this machine, had no room left."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -111,6 +112,8 @@ class TorchTarget(WhiteBoxTarget):
         head: The last linear layer of `model`, whose input are the features.
         answer: What an API makes of the logits before it releases them; softmax by default. Who holds the weights
             reads the logits, so only `scores` and `labels` go through it.
+        hasten: Makes a copy of `model` that gives the same logits with less work, for all passes that a gradient may
+            come back through; called at the first of them.
     """
 
     def __init__(
@@ -120,12 +123,14 @@ class TorchTarget(WhiteBoxTarget):
         head: nn.Module,
         ledger: QueryLedger | None = None,
         answer: Callable[[Logits], Scores] | None = None,
+        hasten: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         self.num_classes = num_classes
         self.ledger = ledger or QueryLedger()
         self._head = head
         self._answer = answer
         self._model = model.eval().requires_grad_(False)
+        self._hasten = hasten
 
     def labels(self, images: Images) -> Labels:
         self.ledger.charge(Access.LABEL_ONLY, len(images))
@@ -145,23 +150,34 @@ class TorchTarget(WhiteBoxTarget):
 
     def logits(self, images: Images) -> Logits:
         self.ledger.charge(Access.WHITE_BOX, len(images))
-        return self._model(images)
+        model, _ = self._hastened
+        return model(images)
 
     def features(self, images: Images) -> Features:
         return self.logits_and_features(images)[1]
 
     def logits_and_features(self, images: Images) -> tuple[Logits, Features]:
         self.ledger.charge(Access.WHITE_BOX, len(images))
+        model, head = self._hastened
         caught: list[torch.Tensor] = []
-        handle = self._head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
+        handle = head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
         try:
-            logits = self._model(images)
+            logits = model(images)
         finally:
             handle.remove()
         return logits, caught[-1].flatten(1)
 
     def network(self) -> nn.Module:
         return copy.deepcopy(self._model)
+
+    @cached_property
+    def _hastened(self) -> tuple[nn.Module, nn.Module]:
+        """The network that gradients go through, and its last linear layer."""
+        if self._hasten is None:
+            return self._model, self._head
+        model = self._hasten(self._model)
+        place = next(name for name, module in self._model.named_modules() if module is self._head)
+        return model, model.get_submodule(place)
 
     def logits_and_normalisations(self, images: Images) -> tuple[Logits, tuple[Normalisation, ...]]:
         self.ledger.charge(Access.WHITE_BOX, len(images))

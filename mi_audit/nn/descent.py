@@ -15,10 +15,10 @@ from torch import Tensor
 from mi_audit.core.errors import Diverged
 from mi_audit.core.random import Streams
 from mi_audit.core.reconstruction import Curve
-from mi_audit.core.run import Run
+from mi_audit.core.run import Run, is_out_of_memory
 from mi_audit.core.types import Images, Labels, Latents, PerSample
 from mi_audit.nn.averaging import averaged
-from mi_audit.nn.optimisers import Optimiser
+from mi_audit.nn.optimisers import Optimiser, State
 from mi_audit.nn.views import View
 
 REPORT_EVERY = 5  # steps between two progress reports inside a chunk
@@ -37,6 +37,32 @@ class _Chunk(NamedTuple):
 
     latents: Latents
     losses: Float[Tensor, " steps"]
+
+
+@dataclass(slots=True)
+class _Path:
+    """Rows on their way: all that a step needs, so that they can be parted between any two steps."""
+
+    rows: range
+    start: Latents
+    latents: Latents
+    labels: Labels
+    streams: Streams
+    state: State
+    losses: Float[Tensor, "steps rows"]
+    step: int = 0
+
+    def parted(self) -> "tuple[_Path, _Path]":
+        """The first and the second half of the rows, each where it is now."""
+        middle = len(self.rows) // 2
+        first, second = (self._part(part) for part in (slice(None, middle), slice(middle, None)))
+        return first, second
+
+    def _part(self, rows: slice) -> "_Path":
+        return _Path(
+            self.rows[rows], self.start[rows], self.latents[rows], self.labels[rows], self.streams[rows],
+            tuple(memory[rows] for memory in self.state), self.losses[:, rows], self.step,
+        )  # fmt: skip
 
 
 def _as_is(latents: Latents) -> Latents:
@@ -58,7 +84,8 @@ class Descent:
     """Minimise `identity_weight * identity - realism + penalty` over latents, every row for itself.
 
     The loss of a batch is the sum over its rows, so that neither the batch size nor the neighbours of a latent change
-    its path. Only latents receive gradients. Losses stay on the device until a chunk of rows has finished.
+    its path. Only latents receive gradients. Losses stay on the device until a chunk of rows has finished, and no step
+    waits for the device. When memory runs out between two steps, the rows go on in two halves from where they are.
 
     A row may stand for several images, whose losses are averaged: samples of a distribution, or pictures that belong
     together. They are never split between chunks, and the images of one row follow each other.
@@ -114,25 +141,51 @@ class Descent:
     def _descend(
         self, rows: range, total: int, latents: Latents, labels: Labels, streams: Streams, *, run: Run
     ) -> _Chunk:
+        """All steps of these rows; when memory runs out on the way, each half goes on from the last step."""
         losses = torch.empty(self.steps, len(rows), device=latents.device)
-        shown = self._shown(labels, streams, total, run)
-        state, start = self.optimiser.start(latents), latents
-        for step in range(self.steps):
-            latents = latents.detach().requires_grad_()
-            with torch.enable_grad():
-                identity, loss = self._losses(latents, labels, streams, step, shown)
-                (gradient,) = torch.autograd.grad(loss.sum() / self.reference_batch, latents)
-            losses[step] = identity.detach()
-            if step == 0:
-                self._check(losses[:1], labels)
-            latents, state = self.optimiser.update(latents.detach(), gradient, state, step)
-            latents = self.tether(self.constraint(latents), start)
-            if (step + 1) % REPORT_EVERY == 0 or step + 1 == self.steps:
-                done = rows.start * self.steps + len(rows) * (step + 1)
-                run.on_step(self.stage, done * self.samples, total * self.steps * self.samples)
-        self._check(torch.cat([losses, latents.flatten(1).sum(dim=1)[None].float()]), labels)
+        waiting = [_Path(rows, latents, latents, labels, streams, self.optimiser.start(latents), losses)]
+        ended: list[Latents] = []
+        while waiting:
+            path = waiting.pop()
+            if self._finished(path, total, run):
+                ended.append(path.latents)
+            else:  # outside of the handler, which holds on to the memory of the step that failed
+                waiting += reversed(path.parted())
+        end = torch.cat(ended)
+        self._check(torch.cat([losses, end.flatten(1).sum(dim=1)[None].float()]), labels)
         self._count(run, len(rows) * self.steps * self.samples)
-        return _Chunk(latents, losses.cpu().double().sum(dim=1))
+        return _Chunk(end, losses.cpu().double().sum(dim=1))
+
+    def _finished(self, path: _Path, total: int, run: Run) -> bool:
+        """Take all steps that are left; False when there was no memory for one, and there are rows to part.
+
+        Until the first step is done `Run.batches` halves the chunk, and remembers for those that follow.
+        """
+        shown = self._shown(path.labels, path.streams, total, run)
+        while path.step < self.steps:
+            try:
+                self._step(path, shown)
+            except RuntimeError as error:
+                if path.step == 0 or len(path.rows) == 1 or not is_out_of_memory(error):
+                    raise
+                return False
+            if path.step % REPORT_EVERY == 0 or path.step == self.steps:
+                done = path.rows.start * self.steps + len(path.rows) * path.step
+                run.on_step(self.stage, done * self.samples, total * self.steps * self.samples)
+        return True
+
+    def _step(self, path: _Path, shown: Callable[[Images, int], PerSample]) -> None:
+        """Move the rows by one step; nothing of them changes when it fails."""
+        latents, step = path.latents.detach().requires_grad_(), path.step
+        with torch.enable_grad():
+            identity, loss = self._losses(latents, path.labels, path.streams, step, shown)
+            (gradient,) = torch.autograd.grad(loss.sum() / self.reference_batch, latents)
+        path.losses[step] = identity.detach()
+        if step == 0:
+            self._check(path.losses[:1], path.labels)
+        moved, state = self.optimiser.update(latents.detach(), gradient, path.state, step)
+        moved = self.tether(self.constraint(moved), path.start)
+        path.latents, path.state, path.step = moved, state, step + 1
 
     def _losses(
         self, latents: Latents, labels: Labels, streams: Streams, step: int, shown: Callable[[Images, int], PerSample]

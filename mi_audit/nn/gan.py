@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mi_audit.core.errors import ConfigError
+from mi_audit.nn.frozen import frozen
 
 SIZES = (32, 64, 128)
 WIDEST = 512  # channels of the published networks at 4x4; larger images add layers, not wider ones
@@ -114,6 +115,24 @@ def unpack(weights: Mapping[str, Tensor], device: str, **networks: nn.Module) ->
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         network.load_state_dict(own)
         network.to(device).eval().requires_grad_(False)
+
+
+def hastened(networks: Networks, *, critic: bool = True) -> Networks:
+    """Frozen copies of networks that were unpacked, which take less time; checked on standard normal latents.
+
+    Args:
+        networks: In eval mode.
+        critic: Whether the critic is used, too.
+    """
+    device = next(networks.generator.parameters()).device
+    latents = torch.randn(2, networks.latent, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = (torch.zeros(2, dtype=torch.long, device=device),) if networks.classes else ()
+    generator = frozen(networks.generator, latents, *labels)
+    if not critic:
+        return networks._replace(generator=generator)
+    with torch.no_grad():
+        images = generator(latents, *labels)
+    return networks._replace(generator=generator, critic=frozen(networks.critic, images, *labels))
 
 
 def count_weights(network: nn.Module) -> int:

@@ -15,7 +15,7 @@ from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress, TunablePrior
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, PerSample
 from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
-from mi_audit.nn.gan import Networks, count_weights, light, packed, published, unpack
+from mi_audit.nn.gan import Networks, count_weights, hastened, light, packed, published, unpack
 from mi_audit.nn.noise_space import NoiseSpace
 from mi_audit.nn.precision import Precision
 from mi_audit.train import gan
@@ -83,7 +83,7 @@ class GMIGan(PriorRecipe):
     def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> CriticPrior:
         networks = self._networks(size, channels)
         unpack(weights, device, generator=networks.generator, critic=networks.critic)
-        return _GMIPrior(networks)
+        return _GMIPrior(hastened(networks))
 
     def describe(self, size: int, channels: int) -> dict[str, object]:
         with torch.device("meta"):

@@ -16,7 +16,7 @@ from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress, TunablePrior
 from mi_audit.core.target import Access, WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, PerSample, Scores
 from mi_audit.nn.adversarial_targeted import KPlusOne, realness
-from mi_audit.nn.gan import Networks, count_weights, light, packed, published, unpack
+from mi_audit.nn.gan import Networks, count_weights, hastened, light, packed, published, unpack
 from mi_audit.nn.gan_k_plus_one import COMPARED, KPlusOneCritic, light_critic, published_critic
 from mi_audit.nn.noise_space import NoiseSpace
 from mi_audit.nn.precision import Precision
@@ -110,7 +110,7 @@ class KEDMIGan(PriorRecipe):
     def restore(self, weights: Mapping[str, Tensor], size: int, channels: int, device: str) -> CriticPrior:
         networks = self._networks(size, channels, len(weights["critic.head.bias"]))
         unpack(weights, device, generator=networks.generator, critic=networks.critic)
-        return _KEDMIPrior(networks)
+        return _KEDMIPrior(hastened(networks))
 
     def describe(self, size: int, channels: int) -> dict[str, object]:
         with torch.device("meta"):

@@ -16,7 +16,7 @@ from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Progress, SurrogateRecipe, Surrogates
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, Logits, Scalar
-from mi_audit.nn.classifier import Classifier
+from mi_audit.nn.classifier import Classifier, hastened
 from mi_audit.store.architectures import build, complete_name
 from mi_audit.store.references import published
 from mi_audit.train import checkpoint as checkpoints
@@ -138,7 +138,7 @@ class LommaStudents(SurrogateRecipe):
             student = self._untrained(arch, int(weights["found.classes"]), size, channels)
             own = f"student{number}."
             student.net.load_state_dict({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
-            students.append(student.to(device).eval().requires_grad_(False))
+            students.append(hastened(student.to(device)))
         return Surrogates(tuple(students), *(weights[f"features.{name}"].to(device) for name in ("mean", "std")))
 
     def describe(self, size: int, channels: int) -> dict[str, object]:

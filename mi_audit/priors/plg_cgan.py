@@ -17,7 +17,7 @@ from mi_audit.core.prior import ConditionalPrior, LatentSpace, PriorRecipe, Prog
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, Latents
 from mi_audit.nn.adversarial_targeted import ConditionalHinge
-from mi_audit.nn.gan import Networks, count_weights, packed, unpack
+from mi_audit.nn.gan import Networks, count_weights, hastened, packed, unpack
 from mi_audit.nn.gan_conditional import light_conditional, published_conditional
 from mi_audit.nn.precision import Precision
 from mi_audit.nn.pseudo_labels import reuse, top_n
@@ -113,7 +113,7 @@ class PLGCGan(PriorRecipe):
         classes = len(weights["generator.blocks.0." + ("norm" if self.profile == "quick" else "first") + ".scale"])
         networks = self._networks(size, channels, classes)
         unpack(weights, device, generator=networks.generator)
-        return _PLGPrior(networks)
+        return _PLGPrior(hastened(networks, critic=False))
 
     def found(self, weights: Mapping[str, Tensor]) -> dict[str, object]:
         """Share of the training images that stand for more than one class, counted from the second class on."""

@@ -13,7 +13,7 @@ from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.target import QueryLedger, TorchTarget
 from mi_audit.nn import edits as surgery
-from mi_audit.nn.classifier import Classifier, check_size
+from mi_audit.nn.classifier import Classifier, check_size, hastened
 from mi_audit.nn.output_rules import answer
 from mi_audit.store.architectures import build, check_fit, complete_name, defaults, load_strictly, seeded
 from mi_audit.store.checkpoints import open_checkpoint
@@ -58,11 +58,15 @@ class LoadedModel:
     model_kwargs: dict[str, object] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
 
-    def target(self, ledger: QueryLedger | None = None) -> TorchTarget:
-        """The network as attacks see it; frozen and in eval mode from here on."""
-        return TorchTarget(
-            self.classifier, self.classifier.num_classes, self.classifier.head, ledger, answer(self.edits)
-        )
+    def target(self, ledger: QueryLedger | None = None, *, hasten: bool = False) -> TorchTarget:
+        """The network as attacks see it; frozen and in eval mode from here on.
+
+        Args:
+            ledger: Counts what it is asked; a new one by default.
+            hasten: Send gradients through a rebuilt copy, which gives the same logits to the rounding of floats.
+        """
+        net = self.classifier
+        return TorchTarget(net, net.num_classes, net.head, ledger, answer(self.edits), hastened if hasten else None)
 
     def with_input(self, **changes: Any) -> "LoadedModel":  # noqa: ANN401
         """The same weights behind another `size`, `mean`, `std` or `order`."""

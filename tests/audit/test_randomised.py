@@ -19,7 +19,8 @@ class Noise(nn.Module):
         return logits + 0.5 * torch.randn_like(logits)
 
 
-def noisy(model: LoadedModel, ledger: QueryLedger | None = None) -> TorchTarget:
+def noisy(model: LoadedModel, ledger: QueryLedger | None = None, *, hasten: bool = False) -> TorchTarget:
+    del hasten
     net, audited = model.classifier, model.arch == "built-in:cnn"
     return TorchTarget(nn.Sequential(net, Noise()) if audited else net, net.num_classes, net.head, ledger)
 

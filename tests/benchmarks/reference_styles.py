@@ -5,9 +5,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mi_audit.attacks.if_gmi import IFGMI
-from mi_audit.attacks.ppa import PPA, STYLE_LR
+from mi_audit.attacks.ppa import PPA
 from mi_audit.core.prior import Painting
 from mi_audit.core.random import Streams
+from mi_audit.nn.robust_search import STYLE_LR
 from mi_audit.nn.views import RandomCrop
 from tests.benchmarks.reference import Found, Networks, Tape, said
 

@@ -115,3 +115,22 @@ def test_an_api_answers_by_its_rule_and_who_holds_the_weights_sees_past_it():
     assert torch.equal(tied.features(images), bare.features(images))
     assert torch.equal(tied.network()(images), net(images))
     assert tied.ledger.spent == {Access.SCORE: 3, Access.LABEL_ONLY: 3, Access.WHITE_BOX: 6}
+
+
+def test_gradients_go_through_the_hastened_copy_and_answers_come_from_the_network():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    made = []
+
+    def hasten(model):
+        made.append(nn.Sequential(nn.Flatten(), nn.Linear(4, 4)).requires_grad_(False))
+        return made[-1]
+
+    toy, images = TorchTarget(net, num_classes=4, head=net[1], hasten=hasten), torch.rand(2, 1, 2, 2)
+    assert torch.equal(toy.scores(images), net(images).softmax(dim=1))
+    assert torch.equal(toy.labels(images), net(images).argmax(dim=1))
+    assert torch.equal(toy.network()(images), net(images)) and not made  # nobody needed a copy so far
+
+    logits, features = toy.logits_and_features(images)
+    assert torch.equal(toy.logits(images), logits) and torch.equal(logits, made[0](images))
+    assert torch.equal(features, images.flatten(1)) and len(made) == 1
+    assert toy.ledger.spent.total() == 8

@@ -3,11 +3,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mi_audit.core.errors import Diverged
-from mi_audit.core.run import Run
+from mi_audit.core.errors import Diverged, OutOfMemory
+from mi_audit.core.run import Averaging, Run
 from mi_audit.nn.descent import Descent
 from mi_audit.nn.optimisers import Adam, Nesterov, Optimiser
+from mi_audit.nn.views import Jitter, RandomCrop, Rotation
 
 
 class PlainSteps(Optimiser):
@@ -234,3 +236,61 @@ def test_running_out_of_memory_keeps_finished_chunks_and_changes_nothing():
     assert calls == [3, 3, 3, 1, 1, 1, 1, 1, 1]
     assert torch.equal(found.latents, search(plan, rows=6).latents)
     assert run.work["target_forward"] == 12
+
+
+@pytest.mark.parametrize("optimiser", [Adam(0.1), Nesterov(0.1)])
+def test_rows_go_on_in_halves_from_where_memory_ran_out(optimiser):
+    taken = []
+
+    def crowded(images, labels):
+        """From the third step on there is room for two rows."""
+        if len(taken) >= 2 and len(labels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        taken.append(len(labels))
+        return distance(images, labels)
+
+    run = Run(batch_size=8)
+    slots = {"steps": 5, "optimiser": optimiser, "constraint": lambda latents: latents.clamp(-2, 2)}
+    calm, pressed = search(descent(**slots), rows=7), search(descent(**slots, identity=crowded), run, rows=7)
+    assert torch.equal(calm.latents, pressed.latents) and calm.curve == pressed.curve
+    assert taken == [7, 7] + 3 * [1] + 3 * [2] + 3 * [2] + 3 * [2]  # 7 = 3 + 4 = (1 + 2) + (2 + 2), no step twice
+    assert run.work["target_forward"] == 7 * 5
+
+
+def test_one_row_without_memory_is_an_error():
+    taken = []
+
+    def full(images, labels):
+        taken.append(len(labels))
+        if len(taken) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return distance(images, labels)
+
+    with pytest.raises(OutOfMemory, match="expected one image to fit the device"):
+        search(descent(identity=full), Run(batch_size=2), rows=2)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the processor waits for a number from the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **kwargs or {})
+
+
+def test_no_step_waits_for_the_device():
+    def waits(steps):
+        plan = descent(
+            steps=steps,
+            views=(RandomCrop((0.8, 1.0), (0.9, 1.1), flip=0.5), Rotation(), Jitter()),
+            decode=lambda latents, _: latents[:, :, None, None].expand(-1, -1, 4, 4),
+            constraint=lambda latents: latents.clamp(-2, 2),
+            penalty=lambda latents, *_: latents.square().sum(dim=1),
+        )
+        with Waits() as counted:
+            search(plan, Run(averaging=Averaging("taa", 3)))
+        return counted.count
+
+    assert waits(12) == waits(3) > 0  # those of the check at the first step, and of what is read at the end

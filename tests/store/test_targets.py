@@ -336,3 +336,13 @@ def test_sizes_of_a_damaged_manifest_are_refused_before_memory_is_taken(
     monkeypatch.setattr("mi_audit.store.targets._fresh", None)  # nothing is built
     with pytest.raises(TargetError, match=message):
         load_model(path)
+
+
+def test_a_hastened_target_answers_like_the_plain_one():
+    model = new_model("built-in:cnn", num_classes=4, channels=3, size=32, mean=(0.5,), std=(0.2,), seed=0)
+    plain, quick = model.target(), model.target(hasten=True)
+    images = torch.rand(3, 3, 32, 32)
+    for ours, theirs in zip(quick.logits_and_features(images), plain.logits_and_features(images), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert torch.equal(quick.scores(images), plain.scores(images))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in quick.network().modules())
