@@ -201,7 +201,8 @@ def test_a_folder_of_other_things_is_no_run_folder(cli, engine, tmp_path):
 def test_defend_passes_its_options(cli, engine):
     done = cli(
         "defend", "m", "--out", "run", "--method", "tldmi", "--epochs", "3", "--lr", "0.1", "--train-batch-size", "8",
-        "--augment", "none", "--save", "safe.safetensors", "--pretrained", "timm:resnet18", "--set", "defend.settings.share=0.5",
+        "--augment", "none", "--save", "safe.safetensors", "--pretrained", "timm:resnet18",
+        "--set", "defend.settings.share=0.5",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     wanted = engine.seen[0][1].defend
