@@ -173,7 +173,7 @@ def course(share):
     optimiser = torch.optim.Adam(net.parameters(), 0.01)
     feed = Feed(data, 16, "none", torch.contiguous_format, 0, "cpu", defense.images_per_class)
     for number in range(24):
-        images, labels, _ = list(feed.epoch(number // 4))[number % 4]
+        images, labels, *_ = list(feed.epoch(number // 4))[number % 4]
         logits = net(images)
         now = step(images, labels, dict(caught), seed=number, model=net, logits=logits)
         value, notes = defense.term(now)
