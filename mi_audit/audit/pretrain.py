@@ -9,6 +9,7 @@ from mi_audit.audit.plan import ModelPlan
 from mi_audit.audit.scene import Scene, load_planned_model
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
+from mi_audit.nn import skips
 from mi_audit.nn.classifier import Classifier
 from mi_audit.store.files import digest
 from mi_audit.store.splits import FEWEST, split
@@ -50,6 +51,7 @@ class PublicStart:
         with torch.no_grad():
             for name, value in fitting.items():
                 mine[name].copy_(value)
+        skips.reopen(classifier.net)
         return {**self.facts, "tensors_copied": len(fitting), "tensors_fresh": missed}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mi_audit.core.defense import Defense, Edit, Phase, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.nn import skips
+from mi_audit.nn import skips, skips_phases
 
 ADDITIVE, DENSE = 0.2, 0.01
 FULL = "full-skips"
@@ -71,7 +71,7 @@ class SSF(Defense):
         return (Phase(name=FULL, when="before", epochs=self.tts, keep="last"),) if self.tts else ()
 
     def enter(self, model: nn.Module, phase: str) -> None:
-        skips.switch(model, full=phase == FULL)
+        skips_phases.switch(model, full=phase == FULL)
 
     def _factor(self, skip: skips.Skip) -> float:
         if self.k is not None:

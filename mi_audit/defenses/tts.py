@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mi_audit.core.defense import Defense, Edit, Phase, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.nn import skips
+from mi_audit.nn import skips, skips_phases
 
 FULL = "full-skips"
 
@@ -67,4 +67,4 @@ class TTS(Defense):
         return (Phase(name=FULL, when="before", epochs=self.full_epochs, keep="last"),)
 
     def enter(self, model: nn.Module, phase: str) -> None:
-        skips.switch(model, full=phase == FULL)
+        skips_phases.switch(model, full=phase == FULL)

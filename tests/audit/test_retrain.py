@@ -14,8 +14,11 @@ from mi_audit.audit.progress import Silent
 from mi_audit.audit.retrain import Retraining, retrained
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.core.dataset import Dataset
+from mi_audit.nn import skips
+from mi_audit.nn.classifier import Classifier
 from mi_audit.store.targets import LoadedModel, save_model
 from mi_audit.train.recipe import Recipe
+from tests.nn.test_skips_attention import torchvision_convnext
 from tests.world import defend_plan
 
 PLAIN = Retraining(UNDEFENDED, None, Recipe(epochs=2, precision="32"))
@@ -114,3 +117,13 @@ def test_an_interrupted_training_goes_on_but_not_for_another_start(scene, tmp_pa
         retrained(replace(scene, progress=Killed()), first, 0, file, "killed")
     assert same(retrained(scene, second, 0, file, "other"), wanted[1])
     assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_gates_of_removed_skip_connections_are_open_after_public_weights_came_in():
+    """Public training leaves the layer scale of ConvNeXt near its 1e-6: alone, such a branch passes on no signal."""
+    net, public = torchvision_convnext(), torchvision_convnext()
+    skips.scale(net, factors={"features.5.0.residual": 0.0, "features.5.1.residual": 0.0})
+    PublicStart(public.state_dict(), {}).copy_into(Classifier(net, size=64, channels=3, mean=(0.5,), std=(0.5,)))
+    assert torch.equal(net.features[0][0].weight, public.features[0][0].weight)
+    assert all(torch.equal(block.layer_scale, torch.ones(24, 1, 1)) for block in net.features[5])
+    assert net.features[3][0].layer_scale.max() < 1e-5
