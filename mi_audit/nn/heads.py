@@ -1,6 +1,5 @@
 """Heads that let little through: what takes the place of the last linear layer of a classifier."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,24 +11,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Features, Logits, Scalar
-from mi_audit.nn.classifier import find_head
+from mi_audit.nn.classifier import Head, find_head
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
     "layer": nn.LayerNorm,
     "none": nn.Identity,
 }
-
-
-class Head(nn.Module, ABC):
-    """Maps features to logits; where it replaced a 1x1 convolution, both have the positions `1 1` behind them."""
-
-    def forward(self, features: Float[Tensor, "b d *ones"]) -> Float[Tensor, "b k *ones"]:
-        logits = self.logits(features.flatten(1))
-        return logits.view(*logits.shape, *features.shape[2:])
-
-    @abstractmethod
-    def logits(self, features: Features) -> Logits: ...
 
 
 class LowRankHead(Head):
