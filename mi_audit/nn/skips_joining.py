@@ -1,7 +1,7 @@
 """How a block whose skip connections are scaled joins branch and shortcut, and what describes such a block."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -59,6 +59,7 @@ class Scaling:
         factors: What each shortcut is multiplied by now, from 0 to 1; changes in place.
         installed: The factors that the surgery asked for.
         idle_projections: Whether a training begins with whole shortcuts, so that nothing of them is gone yet.
+        phases: Names of the phases of the training that have begun.
     """
 
     handler: Handler
@@ -66,6 +67,7 @@ class Scaling:
     factors: dict[str, float]
     installed: Mapping[str, float]
     idle_projections: bool = False
+    phases: set[str] = field(default_factory=set)
 
 
 Handlers = Mapping[type[nn.Module], Handler]

@@ -4,7 +4,23 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mi_audit.core.defense import MAIN
 from mi_audit.nn.skips import installed, scaled_blocks, set_factors
+
+
+def begin(net: nn.Module, phase: str, *, last_full: str) -> None:
+    """Switch to whole skip connections until the phase called `last_full` has passed, and away from them after it.
+
+    Args:
+        net: A network that `skips.scale` has changed.
+        phase: What begins. A resumed training begins all its earlier phases once more, in their order.
+        last_full: The last phase with whole skip connections; it comes before the main one.
+    """
+    begun = set[str]()
+    for _, _, state in scaled_blocks(net):
+        begun |= state.phases
+        state.phases.add(phase)
+    switch(net, full=phase == last_full or (phase != MAIN and not begun & {MAIN, last_full}))
 
 
 def switch(net: nn.Module, *, full: bool) -> None:

@@ -45,3 +45,15 @@ def test_closed_gates_open_with_the_skips_and_not_before(public):
     nn.init.constant_(gate, 0.05)
     skips_phases.switch(net, full=False)
     assert torch.equal(gate, torch.full_like(gate, 0.05))
+
+
+@pytest.mark.parametrize("times", [1, 2])  # as on a resume in every phase
+def test_skips_are_whole_until_the_last_full_phase_has_passed(times):
+    net, factors = network("torchvision", "resnet18"), []
+    skips.scale(net, factors={"layer4.1.residual": 0.2})
+    phases = ("head-warm-up", "another", "full", "one between", "main", "one after")
+    for phase in phases:
+        for _ in range(times):
+            skips_phases.begin(net, phase, last_full="full")
+            factors.append(net.layer4[1].skip_scaling.factors["residual"])
+    assert factors == [1.0] * 3 * times + [0.2] * 3 * times
