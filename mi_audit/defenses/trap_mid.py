@@ -1,5 +1,7 @@
 """Trap-MID: plant a backdoor for every class, a faint trigger that inversion attacks find instead of the person."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -111,8 +113,20 @@ class TrapMID(Defense):
             doors.move(classes, slope(pull, doors.triggers[classes]), self.trigger_step)
 
         missed = self._miss(step.model, self._trap(images, doors.triggers[labels]), labels, views[1])
-        notes = {"trap_loss": missed.detach(), "discriminator_loss": told}
+        guessing = missed.new_full((), math.log(len(doors.triggers)))
+        notes = {"trap_loss": missed.detach(), "guessing_loss": guessing, "discriminator_loss": told}
         return Term(self.weight * (missed - step.base), notes)
+
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """The loss of trapped images did not come half the way down from that of guessing."""
+        missed, guessing = notes.get("trap_loss", 0.0), notes.get("guessing_loss", 0.0)
+        if missed <= guessing / 2:
+            return ""
+        return (
+            f"trapped images are hardly taken for the class of their trigger (trap_loss {missed:.2f}, guessing has "
+            f"{guessing:.2f}), so there are hardly any trapdoors; raise the epochs or trap-mid.opacity, which is "
+            f"{self.opacity:g}, or freeze less"
+        )
 
     def _trap(self, images: Images, triggers: Images) -> Images:
         return (1 - self.opacity) * images + self.opacity * triggers

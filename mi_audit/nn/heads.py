@@ -1,5 +1,6 @@
 """Heads that let little through: what takes the place of the last linear layer of a classifier."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,6 +70,8 @@ class BottleneckHead(Head):
 
 
 SHIFT = 5.0  # deviations start at softplus(-5) = 0.0067: the bottleneck opens nearly without noise
+_START = math.log1p(math.exp(-SHIFT))
+WIDE_OPEN = (_START**2 - 1) / 2 - math.log(_START)  # nats that the divergence starts at per number, 4.5, with mean 0
 
 
 def deviations(spread: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
