@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mi_audit.audit.composition import compose
 from mi_audit.core.defense import Moment, Step
 from mi_audit.core.errors import ConfigError
 from mi_audit.defenses import trap_mid
@@ -219,3 +220,9 @@ def test_says_when_there_are_no_trapdoors():
     said = defense.shortfall({"trap_loss": 0.70, "guessing_loss": 1.386})
     assert "trap_loss 0.70, guessing has 1.39" in said and "trap-mid.opacity, which is 0.02" in said
     assert defense.shortfall({}) == ""  # a resumed training has no notes of what was done before
+
+
+def test_triggers_are_blended_with_what_midre_has_erased():
+    """As its deviations say: a part of the data comes before every part of the loss."""
+    assert any("MIDRE" in deviation and "never erased" in deviation for deviation in TrapMID.deviations)
+    assert list(compose("trap-mid+midre", {}).parts) == ["midre", "trap-mid"]
