@@ -67,8 +67,8 @@ class TrapMID(Defense):
         "published code joins them with the clean images.",
         "Triggers are blended with the augmented training images and augmented again by the recipe of this package; "
         "the published code blends first and rotates by up to 30 degrees.",
-        "With MIDRE, images are erased before triggers are blended with them, so that triggers are never erased; erased "
-        "last, they would be.",
+        "With MIDRE, images are erased before triggers are blended with them, so that triggers are never erased; in "
+        "the other order they would be.",
         "The discriminator's learning rate stays constant, and it trains as a whole, also where "
         "the classifier is frozen.",
     )
