@@ -124,6 +124,10 @@ def _check(parts: Parts) -> None:
             f"expected {private[0]} with a loss per picture and one phase, got {mixing[0]}, which would escape the "
             "noise that the privacy budget counts; keep one"
         )
+    for name, part in parts.items():
+        conflict = part.conflicts({other: one for other, one in parts.items() if other != name})
+        if conflict:
+            raise ConfigError(conflict)
     balanced = {name: part.images_per_class for name, part in parts.items() if part.images_per_class}
     if len(set(balanced.values())) > 1:
         raise ConfigError(f"expected one number of pictures per class in a batch, got {balanced}; set them alike")

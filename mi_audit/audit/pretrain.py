@@ -9,6 +9,7 @@ from mi_audit.audit.plan import ModelPlan
 from mi_audit.audit.scene import Scene, load_planned_model
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
+from mi_audit.nn import skips
 from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.edits import SEAL
 from mi_audit.store.files import digest
@@ -51,6 +52,7 @@ class PublicStart:
         with torch.no_grad():
             for name, value in fitting.items():
                 mine[name].copy_(value)
+        skips.reopen(classifier.net)
         return {**self.facts, "tensors_copied": len(fitting), "tensors_fresh": missed}
 
 

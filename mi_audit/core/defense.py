@@ -220,6 +220,17 @@ class Defense(ABC):
         """Pictures of one class in a batch that is balanced by class; None shuffles plainly."""
         return None
 
+    def conflicts(self, others: Mapping[str, "Defense"]) -> str:
+        """Why it cannot be combined with `others` as they are set, and what to set; empty when it can.
+
+        What no setting helps against is said by `excludes`.
+
+        Args:
+            others: The other defenses of the training, by command-line name.
+        """
+        del others
+        return ""
+
     def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
         """SURGERY, HEAD: changes of the architecture, before any weights are loaded; kept in the manifest.
 

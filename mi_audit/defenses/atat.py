@@ -1,5 +1,7 @@
 """AT-AT: make every image one invisible step from every class; attacks find noise, and anyone can fool the model."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -95,7 +97,19 @@ class ATAT(Defense):
                 step.model, images, labels, start, reach=self.reach, step=self.step, steps=self.steps
             )  # fmt: skip
             missed = cross_entropy(step.model(pushed), labels).mean()
-        return Term(self.weight * missed, {"push_loss": missed.detach()})
+        guessing = missed.new_full((), math.log(step.logits.shape[1]))
+        return Term(self.weight * missed, {"push_loss": missed.detach(), "guessing_loss": guessing})
+
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """The loss of pushed images did not come half the way down from that of guessing."""
+        missed, guessing = notes.get("push_loss", 0.0), notes.get("guessing_loss", 0.0)
+        if missed <= guessing / 2:
+            return ""
+        return (
+            f"pushed images are hardly taken for the class they are pushed to (push_loss {missed:.2f}, guessing has "
+            f"{guessing:.2f}), so the model hardly learned to fall; raise the epochs or atat.weight, which is "
+            f"{self.weight:g}"
+        )
 
 
 def _others(labels: Labels, classes: int, rng: torch.Generator) -> Labels:

@@ -1,7 +1,7 @@
 """BiDO: make hidden layers depend less on the picture and more on the label."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -36,8 +36,8 @@ class BiDO(Defense):
     X are the pixels, Z_j the hidden layers, Y the labels, d a measure of dependence within the batch. Of every step the
     weighted sums are noted as `input` and `label`, beside `input_permuted`, which is `input` with the pictures of the
     hidden layers dealt out anew: what is left there is no dependence but the sheer rank of the features. `skipped`
-    counts layers of the step without a usable matrix; they add nothing. The published weights are very sensitive:
-    try a grid.
+    counts layers of the step without a usable matrix, of `layers`; they add nothing. The published weights are very
+    sensitive: try a grid.
 
     Attributes:
         measure: `hsic` (normalised), `coco_fro` (what the published code calls COCO) or `coco_spec` (COCO as defined).
@@ -127,10 +127,25 @@ class BiDO(Defense):
             "label": labelled,
             "input_permuted": self.lambda_x * measure(pixels, dealt).sum(),
             "skipped": (~usable[2:]).sum(),
+            "layers": explained.new_full((), len(hidden)),
         }
         return Term(
             (explained - labelled).to(step.logits),
             {name: value.detach().to(step.logits) for name, value in notes.items()},
+        )
+
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """More than half of the layers added nothing.
+
+        That `input` is near `input_permuted` is no sign: features without dependence and features of full rank both
+        bring it about.
+        """
+        skipped, layers = notes.get("skipped", 0.0), notes.get("layers", 0.0)
+        if skipped <= layers / 2:
+            return ""
+        return (
+            f"{skipped:.1f} of {layers:.0f} hidden layers had no usable matrix and added nothing (means over the "
+            f"last epoch), so hardly anything is defended; raise bido.eps, which is {self.eps:g}, or lower the rate"
         )
 
     def _factors(self, grams: Gram) -> Factors:

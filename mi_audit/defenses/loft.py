@@ -1,7 +1,7 @@
 """LoFt: squeeze the features through a few saturating numbers before the logits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -56,6 +56,16 @@ class LoFt(Defense):
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"expected rank >= 1, got {self.rank}; leave loft.rank out to follow the classes")
+
+    def conflicts(self, others: Mapping[str, Defense]) -> str:
+        """A batch norm that trains mixes the images of a batch, so that none has a gradient of its own."""
+        private = [name for name, other in others.items() if Slot.STEP in other.slots]
+        if not private or self.norm != "batch":
+            return ""
+        return (
+            f"expected a head that takes images one by one with {private[0]}, got loft with a batch norm, in which no "
+            "image has a gradient of its own; set loft.norm=layer"
+        )
 
     def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
         seat = find_seat(net, example)

@@ -1,6 +1,6 @@
 """MID: let only a few noisy numbers per image reach the logits, and charge for what they tell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,8 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images
 from mi_audit.nn import heads
+
+SILENT = 0.05  # nats of divergence that tell no two people apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,4 +79,20 @@ class MID(Defense):
     def term(self, step: Step) -> Term:
         (encoded,) = step.taps.values()
         divergence = heads.divergence(encoded)
-        return Term(self.weight * divergence, {"divergence": divergence.detach()})
+        start = divergence.new_full((), encoded.shape[1] // 2 * heads.WIDE_OPEN)
+        return Term(self.weight * divergence, {"divergence": divergence.detach(), "divergence_at_start": start})
+
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """The bottleneck is closed, or has not closed half the way."""
+        told, start = notes.get("divergence"), notes.get("divergence_at_start", 0.0)
+        if told is None or SILENT <= told <= start / 2:
+            return ""
+        if told < SILENT:
+            return (
+                f"the code tells next to nothing about an image (divergence {told:.3f} nats), so the model cannot tell "
+                f"people apart; lower mid.weight, which is {self.weight:g}"
+            )
+        return (
+            f"the bottleneck is still open (divergence {told:.1f} nats, a fresh one has {start:.1f}), so hardly "
+            f"anything is held back; raise the epochs or mid.weight, which is {self.weight:g}"
+        )

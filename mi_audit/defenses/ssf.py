@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mi_audit.core.defense import MASKING, Defense, Edit, Phase, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.nn import skips
+from mi_audit.nn import skips, skips_phases
 
 ADDITIVE, DENSE = 0.2, 0.01
 FULL = "full-skips"
@@ -26,7 +26,8 @@ class SSF(Defense):
     Attributes:
         k: What the shortcuts of the last stage are multiplied by, from 0 to below 1; None takes the published 0.2 for
             adds and 0.01, the share of channels carried over, for dense blocks.
-        tts: Epochs at the beginning that are trained with all skip connections whole.
+        tts: Epochs at the beginning that are trained with all skip connections whole. Phases of other defenses before
+            them have whole skip connections, too.
 
     Raises:
         ConfigError: A setting is out of range, or the network has no skip connections.
@@ -72,7 +73,8 @@ class SSF(Defense):
         return (Phase(name=FULL, when="before", epochs=self.tts, keep="last"),) if self.tts else ()
 
     def enter(self, model: nn.Module, phase: str) -> None:
-        skips.switch(model, full=phase == FULL)
+        if self.tts:
+            skips_phases.begin(model, phase, last_full=FULL)
 
     def _factor(self, skip: skips.Skip) -> float:
         if self.k is not None:

@@ -22,8 +22,9 @@ class TLDMI(Defense):
 
     Attributes:
         freeze: Which part, in the grammar of `nn.freezing`; `80%` of the units in depth is close to the paper's cuts.
-        head_epochs: Epochs in which the fresh head learns alone before the rest of the trainable part joins it, so
-            that the gradients of a random head do not spoil public weights. They come out of the main phase's.
+        head_epochs: Epochs in which the fresh head, all of it where another defense replaced it, learns alone before
+            the rest of the trainable part joins it, so that the gradients of a random head do not spoil public
+            weights. They come out of the main phase's.
 
     Raises:
         ConfigError: `freeze` is not in the grammar, the network has no such part, or `head_epochs` is negative.
@@ -62,5 +63,5 @@ class TLDMI(Defense):
         return freezing.freeze(model, self.freeze, example).as_mapping()
 
     def phases(self) -> Sequence[Phase]:
-        warm_up = Phase(name="head-warm-up", when="before", epochs=self.head_epochs, keep="last", part="head")
+        warm_up = Phase(name="head-warm-up", when="before", epochs=self.head_epochs, keep="last", part="whole_head")
         return (warm_up,) if self.head_epochs else ()

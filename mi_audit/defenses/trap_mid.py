@@ -1,5 +1,7 @@
 """Trap-MID: plant a backdoor for every class, a faint trigger that inversion attacks find instead of the person."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,6 +73,8 @@ class TrapMID(Defense):
         "published code joins them with the clean images.",
         "Triggers are blended with the augmented training images and augmented again by the recipe of this package; "
         "the published code blends first and rotates by up to 30 degrees.",
+        "With MIDRE, images are erased before triggers are blended with them, so that triggers are never erased; in "
+        "the other order they would be.",
         "The discriminator's learning rate stays constant, and it trains as a whole, also where "
         "the classifier is frozen.",
     )
@@ -117,8 +121,20 @@ class TrapMID(Defense):
             doors.move(classes, slope(pull, doors.triggers[classes]), self.trigger_step)
 
         missed = self._miss(step.model, self._trap(images, doors.triggers[labels]), labels, views[1])
-        notes = {"trap_loss": missed.detach(), "discriminator_loss": told}
+        guessing = missed.new_full((), math.log(len(doors.triggers)))
+        notes = {"trap_loss": missed.detach(), "guessing_loss": guessing, "discriminator_loss": told}
         return Term(self.weight * (missed - step.base), notes)
+
+    def shortfall(self, notes: Mapping[str, float]) -> str:
+        """The loss of trapped images did not come half the way down from that of guessing."""
+        missed, guessing = notes.get("trap_loss", 0.0), notes.get("guessing_loss", 0.0)
+        if missed <= guessing / 2:
+            return ""
+        return (
+            f"trapped images are hardly taken for the class of their trigger (trap_loss {missed:.2f}, guessing has "
+            f"{guessing:.2f}), so there are hardly any trapdoors; raise the epochs or trap-mid.opacity, which is "
+            f"{self.opacity:g}, or freeze less"
+        )
 
     def _trap(self, images: Images, triggers: Images) -> Images:
         return (1 - self.opacity) * images + self.opacity * triggers

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mi_audit.core.defense import MASKING, Defense, Edit, Phase, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.nn import skips
+from mi_audit.nn import skips, skips_phases
 
 FULL = "full-skips"
 
@@ -22,7 +22,8 @@ class TTS(Defense):
     projections are wiped and stay in the file as zeros, because one file format must serve both stages.
 
     Attributes:
-        full_epochs: Epochs with all skip connections, out of those of the whole training.
+        full_epochs: Epochs with all skip connections, out of those of the whole training. Phases of other defenses
+            before them have all skip connections, too.
         keep_projection: Remove identity shortcuts only, not those that change the shape.
 
     Raises:
@@ -68,4 +69,4 @@ class TTS(Defense):
         return (Phase(name=FULL, when="before", epochs=self.full_epochs, keep="last"),)
 
     def enter(self, model: nn.Module, phase: str) -> None:
-        skips.switch(model, full=phase == FULL)
+        skips_phases.begin(model, phase, last_full=FULL)

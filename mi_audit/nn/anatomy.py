@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Images
-from mi_audit.nn.heads import Head
+from mi_audit.nn.classifier import Head
 from mi_audit.nn.modes import evaluating
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -52,7 +52,7 @@ class Anatomy:
 
     Attributes:
         units: In execution order; layers before the first belong to it, layers after the last and the head to none.
-        head: Dotted name of the last linear layer or convolution that ran, or of the `heads.Head` that it is part of.
+        head: Dotted name of the last linear layer or convolution that ran, or of the `Head` that it is part of.
         trunk: Dotted name of the lowest module that contains all units.
         calls: Every module that ran.
         moments: Tick at which each parameter is first used; infinite when it is not.

@@ -1,5 +1,6 @@
 """A network with everything between a picture and its logits: resize, channels, normalisation, output order."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -9,12 +10,26 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from mi_audit.core.errors import TargetError
-from mi_audit.core.types import Images, Logits
+from mi_audit.core.types import Features, Images, Logits
 from mi_audit.nn.frozen import frozen
 from mi_audit.nn.modes import evaluating
 
 LARGEST = 2048  # pixels a side; published classifiers are fed up to about half of it
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights Pillow uses
+
+
+class Head(nn.Module, ABC):
+    """Takes the place of a last layer (`nn.heads`) and maps features to logits.
+
+    Where it replaced a 1x1 convolution, both have the positions `1 1` behind them.
+    """
+
+    def forward(self, features: Float[Tensor, "b d *ones"]) -> Float[Tensor, "b k *ones"]:
+        logits = self.logits(features.flatten(1))
+        return logits.view(*logits.shape, *features.shape[2:])
+
+    @abstractmethod
+    def logits(self, features: Features) -> Logits: ...
 
 
 class Classifier(nn.Module):
@@ -78,6 +93,13 @@ class Classifier(nn.Module):
     def head(self) -> nn.Module:
         """The layer that makes the logits: the last linear one, or the last convolution when logits are pooled."""
         return self.net.get_submodule(self.head_name)
+
+    @property
+    def whole_head(self) -> nn.Module:
+        """The `Head` that `head` is part of, the outermost one; `head` itself where no defense has replaced it."""
+        parts = self.head_name.split(".")
+        around = (self.net.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))
+        return next((module for module in around if isinstance(module, Head)), self.head)
 
     def _pick(self, output: object) -> Tensor:
         if isinstance(output, tuple | list):

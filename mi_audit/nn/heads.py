@@ -1,6 +1,6 @@
 """Heads that let little through: what takes the place of the last linear layer of a classifier."""
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.types import Features, Logits, Scalar
-from mi_audit.nn.classifier import find_head
+from mi_audit.nn.classifier import Head, find_head
 from mi_audit.nn.modes import evaluating
 from mi_audit.nn.plain_data import truth, whole
 
@@ -21,17 +21,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": nn.LayerNorm,
     "none": nn.Identity,
 }
-
-
-class Head(nn.Module, ABC):
-    """Maps features to logits; where it replaced a 1x1 convolution, both have the positions `1 1` behind them."""
-
-    def forward(self, features: Float[Tensor, "b d *ones"]) -> Float[Tensor, "b k *ones"]:
-        logits = self.logits(features.flatten(1))
-        return logits.view(*logits.shape, *features.shape[2:])
-
-    @abstractmethod
-    def logits(self, features: Features) -> Logits: ...
 
 
 class LowRankHead(Head):
@@ -83,6 +72,8 @@ class BottleneckHead(Head):
 
 
 SHIFT = 5.0  # deviations start at softplus(-5) = 0.0067: the bottleneck opens nearly without noise
+_START = math.log1p(math.exp(-SHIFT))
+WIDE_OPEN = (_START**2 - 1) / 2 - math.log(_START)  # nats that the divergence starts at per number, 4.5, with mean 0
 
 
 def deviations(spread: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:

@@ -4,9 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
@@ -128,7 +126,8 @@ def scale(net: nn.Module, *, factors: object, idle_projections: bool = False) ->
         adds = dict(handler.adds(block))
         handler.install(block, own)
         block.__class__ = handler.scaled
-        block.skip_scaling = Scaling(handler, adds, dict.fromkeys(adds, 1.0) | dict(own), dict(own))  # type: ignore[assignment]
+        now = dict.fromkeys(adds, 1.0) | dict(own)
+        block.skip_scaling = Scaling(handler, adds, now, dict(own), idle_projections)  # type: ignore[assignment]
         for name, value in own.items():
             if value == 0 and adds[name].projection and not idle_projections:
                 setattr(block, adds[name].projection, None)
@@ -136,7 +135,7 @@ def scale(net: nn.Module, *, factors: object, idle_projections: bool = False) ->
 
 def installed(net: nn.Module) -> dict[str, float]:
     """The factors that `scale` was asked for, by name of the skip connection; empty for a stock network."""
-    return {f"{name}.{add}": value for name, _, state in _scaled(net) for add, value in state.installed.items()}
+    return {f"{name}.{add}": value for name, _, state in scaled_blocks(net) for add, value in state.installed.items()}
 
 
 def set_factors(net: nn.Module, factors: Mapping[str, float]) -> None:
@@ -157,15 +156,14 @@ def set_factors(net: nn.Module, factors: Mapping[str, float]) -> None:
         state.factors.update(own)
 
 
-def switch(net: nn.Module, *, full: bool) -> None:
-    """Put every scaled skip connection to 1, or to what `scale` was asked for, for good: see `retire`.
+def reopen(net: nn.Module) -> None:
+    """Open the gates of branches without a skip again: to be called when weights of the whole network were loaded.
 
-    Two-stage training begins with the whole network. Resuming either stage calls this once more and changes nothing.
+    Where a training begins with whole skip connections they stay as they are until these go: `skips_phases.switch`.
     """
-    wanted = installed(net)
-    set_factors(net, dict.fromkeys(wanted, 1.0) if full else wanted)
-    if not full:
-        retire(net)
+    for _, block, state in scaled_blocks(net):
+        if not state.idle_projections:
+            state.handler.install(block, state.installed)
 
 
 def refuse_inside(net: nn.Module, frozen: Collection[str]) -> None:
@@ -173,28 +171,12 @@ def refuse_inside(net: nn.Module, frozen: Collection[str]) -> None:
 
     Its public weights were trained with the whole skip connection, and frozen they cannot learn to do without.
     """
-    for name, _, _ in _scaled(net):
+    for name, _, _ in scaled_blocks(net):
         if any(parameter.startswith(f"{name}.") for parameter in frozen):
             raise ConfigError(
                 f"expected scaled skip connections behind the frozen part, got {name} inside; freeze less, or name "
                 "either the freezing or the surgery"
             )
-
-
-@torch.no_grad()
-def retire(net: nn.Module) -> None:
-    """Wipe the weights of projections whose factor is 0 and take them out of training.
-
-    They are in the state dict but in no computation any more; what they learned would be published for nothing.
-    """
-    for _, block, state in _scaled(net):
-        gone = {state.adds[add].projection for add, value in state.factors.items() if value == 0}
-        for part in [getattr(block, projection) for projection in gone if projection]:
-            for parameter in () if part is None else part.requires_grad_(False).parameters():
-                parameter.zero_()
-            for norm in () if part is None else part.modules():
-                if isinstance(norm, _BatchNorm):
-                    norm.reset_running_stats()
 
 
 @cache
@@ -284,7 +266,8 @@ def _plan(block: nn.Module, own: Mapping[str, float]) -> Handler:
     return handler
 
 
-def _scaled(net: nn.Module) -> Iterator[tuple[str, nn.Module, Scaling]]:
+def scaled_blocks(net: nn.Module) -> Iterator[tuple[str, nn.Module, Scaling]]:
+    """Name, block and state of every block that `scale` has changed."""
     for name, module in net.named_modules():
         state = scaling(module)
         if state is not None:

@@ -14,6 +14,7 @@ from torchvision.models import convnext, swin_transformer, vision_transformer
 from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, factor, join
 
 ATTENTION, MLP, RESIDUAL = "attention", "mlp", "residual"
+CLOSED = 0.1  # of an open gate: below it, a branch alone passes on next to nothing
 
 
 onto = partial(join, shortcut_first=True)
@@ -147,10 +148,11 @@ def first(add: str, projection: str, *rest: str) -> Callable[[nn.Module], Mappin
 
 
 def opening(**gates: str) -> Callable[[nn.Module, Mapping[str, float]], None]:
-    """Sets the gate of every branch that loses its skip to 1, unless it was trained.
+    """Sets the gate of every branch that loses its skip to 1 while it is closed.
 
     A gate multiplies each channel of a branch: a layer scale, or the weight of a norm at the end. Libraries start it
-    close to 0, and a block of nothing but a closed branch passes on no signal. A trained gate differs by channel.
+    close to 0, and a block of nothing but a closed branch passes on no signal. A short training with the skip leaves it
+    there, if not equal in all channels: what counts is its mean size, and 1 is open.
 
     Args:
         gates: Dotted name of the gate in the block by the end of the name of its add.
@@ -161,7 +163,7 @@ def opening(**gates: str) -> Callable[[nn.Module, Mapping[str, float]], None]:
         parameters, removed = dict(block.named_parameters()), [add for add, factor in factors.items() if factor == 0]
         for end, name in gates.items():
             gate = parameters.get(name)
-            if gate is not None and any(add.endswith(end) for add in removed) and gate.min() == gate.max():
+            if gate is not None and any(add.endswith(end) for add in removed) and gate.abs().mean() < CLOSED:
                 gate.fill_(1)
 
     return install

@@ -1,7 +1,7 @@
 """How a block whose skip connections are scaled joins branch and shortcut, and what describes such a block."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -38,7 +38,8 @@ class Handler:
     Attributes:
         scaled: Subclass of the block's class whose forward repeats the stock computation and joins with `join`.
         adds: The skip connections of a stock block; empty when this one has none.
-        install: Called once with a stock block and the factors by add, before its class changes.
+        install: Called with a block and the factors by add, before its class changes; again when other weights were
+            loaded, and when shortcuts go later. What is done already it leaves alone.
         channels_last: Whether the block gives `b ... c` instead of `b c ...`.
     """
 
@@ -57,12 +58,16 @@ class Scaling:
         adds: Its skip connections as they were before, by the name of their add.
         factors: What each shortcut is multiplied by now, from 0 to 1; changes in place.
         installed: The factors that the surgery asked for.
+        idle_projections: Whether a training begins with whole shortcuts, so that nothing of them is gone yet.
+        phases: Names of the phases of the training that have begun.
     """
 
     handler: Handler
     adds: Mapping[str, Add]
     factors: dict[str, float]
     installed: Mapping[str, float]
+    idle_projections: bool = False
+    phases: set[str] = field(default_factory=set)
 
 
 Handlers = Mapping[type[nn.Module], Handler]

@@ -62,9 +62,16 @@ class Private(Plain):
     slots: ClassVar = frozenset({Slot.STEP})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fussy(Plain):
+    def conflicts(self, others):
+        alone = not others or self.strength == 1
+        return "" if alone else f"got {self.strength:g} with {', '.join(others)}; set fussy.strength=1"
+
+
 KNOWN = {
     "plain": Plain, "tldmi": Freezing, "head": Head, "other-head": OtherHead, "term": Term, "other-term": OtherTerm,
-    "private": Private,
+    "private": Private, "fussy": Fussy,
 }  # fmt: skip
 
 
@@ -111,6 +118,13 @@ def test_settings_go_to_their_part():
 def test_what_cannot_be_is_refused(method, settings, message):
     with pytest.raises(ConfigError, match=message):
         compose(method, settings)
+
+
+def test_parts_look_at_the_settings_of_the_others():
+    with pytest.raises(ConfigError, match=r"got 2 with plain; set fussy\.strength=1"):
+        compose("fussy+plain", {"fussy": {"strength": 2}})
+    assert list(compose("fussy+plain", {"fussy": {"strength": 1}}).parts) == ["fussy", "plain"]
+    assert compose("fussy", {"strength": 2}).method == "fussy"
 
 
 def test_freeze_sets_the_cut_of_the_part_that_freezes_and_adds_one_otherwise():

@@ -188,7 +188,7 @@ def test_a_defended_model_is_compared_with_one_of_the_same_defense(scene):
     }
     found = made(replace(scene, model=replace(scene.model, defense=stated)))
     assert "with the defense tldmi without the 2 people to attack: 1 epochs" in found.note
-    assert found.targets[0][0].defense["settings"] == {"tldmi": {"freeze": "80%"}}
+    assert found.targets[0][0].defense["settings"] == {"tldmi": {"freeze": "80%", "head_epochs": 0}}
 
 
 def own_network(num_classes: int) -> nn.Module:

@@ -43,7 +43,7 @@ def test_the_defended_model_keeps_the_public_start_where_it_is_frozen(run):
 def test_the_manifest_tells_what_was_done(run):
     out, result = run
     manifest = load_model(str(out / result.model)).defense
-    assert manifest["method"] == "tldmi" and manifest["settings"] == {"tldmi": {"freeze": "80%"}}
+    assert manifest["method"] == "tldmi" and manifest["settings"] == {"tldmi": {"freeze": "80%", "head_epochs": 0}}
     assert manifest == dict(result.defense)
     assert manifest["test_accuracy"] == result.after.targets[0].accuracy.value
     assert manifest["versions"].items() <= result.after.tool.items()

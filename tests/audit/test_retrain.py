@@ -19,10 +19,13 @@ from mi_audit.audit.retrain import Retraining, retrained
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.settings_tables import DefendTable
 from mi_audit.core.dataset import Dataset
+from mi_audit.nn import skips
+from mi_audit.nn.classifier import Classifier
 from mi_audit.store.targets import LoadedModel, save_model
 from mi_audit.train.accuracy import accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.recipe import Recipe
+from tests.nn.test_skips_attention import torchvision_convnext
 from tests.world import defend_plan
 
 AUGMENTED = [("auto", 1, "shift"), ("auto", 3, "faces"), ("none", 3, "none"), ("faces", 1, "faces")]
@@ -167,3 +170,13 @@ def test_the_manifest_names_data_and_versions_and_a_kept_model_is_not_written_ag
     monkeypatch.setattr(retrain, "tool_versions", lambda: dict.fromkeys(about["versions"], "later"))
     retrained(scene, PLAIN, 0, file, "plain")
     assert [path.read_bytes() for path in (file, file.with_suffix(".json"))] == before
+
+
+def test_gates_of_removed_skip_connections_are_open_after_public_weights_came_in():
+    """Public training leaves the layer scale of ConvNeXt near its 1e-6: alone, such a branch passes on no signal."""
+    net, public = torchvision_convnext(), torchvision_convnext()
+    skips.scale(net, factors={"features.5.0.residual": 0.0, "features.5.1.residual": 0.0})
+    PublicStart(public.state_dict(), {}).copy_into(Classifier(net, size=64, channels=3, mean=(0.5,), std=(0.5,)))
+    assert torch.equal(net.features[0][0].weight, public.features[0][0].weight)
+    assert all(torch.equal(block.layer_scale, torch.ones(24, 1, 1)) for block in net.features[5])
+    assert net.features[3][0].layer_scale.max() < 1e-5

@@ -1,7 +1,6 @@
 """The cases of the benchmark: an attack of the package, the plain loop beside it, and the worlds they meet in."""
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -152,8 +151,7 @@ def _attack(case: Case, size: Size) -> Attack[Any, Any]:
 def _target(built: Built, device: str) -> TorchTarget:
     """As a job of an audit gets it."""
     loaded = LoadedModel(copy.deepcopy(built.target).to(device), "benchmark", built.world.target, "")
-    hastened = "hasten" in inspect.signature(loaded.target).parameters
-    return loaded.target(**({"hasten": True} if hastened else {}))
+    return loaded.target(hasten=True)
 
 
 def _prior(case: Case, built: Built, device: str) -> Prior:

@@ -142,3 +142,13 @@ def test_training_makes_the_model_fall_for_pushes_and_keeps_its_task():
 def test_says_that_the_gradient_is_masked_and_the_model_fragile():
     assert ATAT.kind == "gradient-masking"
     assert "trivially attackable" in ATAT.__doc__
+
+
+def test_says_when_the_model_did_not_learn_to_fall():
+    """Guessing one of 4 classes has the loss log 4 = 1.386; half the way is 0.693."""
+    defense = ATAT(accept_fragility=True)
+    assert defense.term(step(classifier())).notes["guessing_loss"].item() == pytest.approx(1.3863, abs=1e-4)
+    assert defense.shortfall({"push_loss": 0.69, "guessing_loss": 1.386}) == ""
+    said = defense.shortfall({"push_loss": 0.70, "guessing_loss": 1.386})
+    assert "push_loss 0.70, guessing has 1.39" in said and "atat.weight, which is 0.08" in said
+    assert defense.shortfall({}) == ""  # a resumed training has no notes of what was done before

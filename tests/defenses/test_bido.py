@@ -213,3 +213,12 @@ def test_asks_for_four_pictures_per_class_and_fills_the_term_alone():
 def test_refuses_settings_that_defend_nothing(settings, message):
     with pytest.raises(ConfigError, match=message):
         BiDO(**settings)
+
+
+def test_says_when_most_layers_added_nothing():
+    images, labels, taps = batch()
+    assert BiDO().term(step(images, labels, taps)).notes["layers"] == 2
+    assert BiDO().shortfall({"skipped": 1.0, "layers": 2.0, "input": 1.0, "input_permuted": 1.0}) == ""
+    assert "1.3 of 2 hidden layers had no usable matrix" in BiDO().shortfall({"skipped": 1.3, "layers": 2.0})
+    assert "raise bido.eps, which is 1e-05" in BiDO().shortfall({"skipped": 2.0, "layers": 2.0})
+    assert BiDO().shortfall({}) == ""  # a resumed training has no notes of what was done before

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mi_audit.audit.composition import compose
 from mi_audit.core.errors import ConfigError
 from mi_audit.defenses.loft import LoFt, default_rank
 from mi_audit.nn import edits
@@ -58,3 +59,12 @@ def test_takes_a_rank_just_below_classes_and_features():
 def test_refuses_a_rank_below_one():
     with pytest.raises(ConfigError, match="expected rank >= 1, got 0"):
         LoFt(rank=0)
+
+
+def test_images_that_must_not_mix_need_another_norm():
+    for method in ("dp-sgd+loft", "loft+dp-sgd"):
+        with pytest.raises(ConfigError, match=r"with dp-sgd, got loft with a batch norm.* set loft.norm=layer"):
+            compose(method, {})
+        for norm in ("layer", "none"):
+            assert set(compose(method, {"loft": {"norm": norm}}).parts) == {"dp-sgd", "loft"}
+    assert set(compose("loft+tldmi", {}).parts) == {"loft", "tldmi"}

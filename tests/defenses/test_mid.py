@@ -75,3 +75,16 @@ def test_a_heavy_weight_makes_the_code_forget_the_image():
 def test_refuses_settings_out_of_range(settings):
     with pytest.raises(ConfigError, match="expected"):
         MID(**settings)
+
+
+def test_says_when_the_bottleneck_stayed_open_or_closed():
+    """A deviation of 0.006715 and a mean of 0: (0.006715^2 - 1) / 2 - log 0.006715 = 4.5034 nats per number."""
+    defense, net = defended()
+    assert float(defense.term(step(defense, net)).notes["divergence_at_start"]) == pytest.approx(9.0067, abs=1e-3)
+    assert defense.shortfall({"divergence": 4.5, "divergence_at_start": 9.0}) == ""
+    assert defense.shortfall({"divergence": 0.1, "divergence_at_start": 9.0}) == ""
+    said = defense.shortfall({"divergence": 4.6, "divergence_at_start": 9.0})
+    assert "still open (divergence 4.6 nats, a fresh one has 9.0)" in said and "mid.weight, which is 0.01" in said
+    assert "nan nats" in defense.shortfall({"divergence": float("nan"), "divergence_at_start": 9.0})
+    assert "divergence 0.010 nats" in defense.shortfall({"divergence": 0.01, "divergence_at_start": 9.0})
+    assert defense.shortfall({}) == ""  # a resumed training has no notes of what was done before

@@ -63,3 +63,12 @@ def test_a_scaled_resnet_can_still_represent_every_function_of_the_whole_one():
             block.bn2.bias.mul_(k ** (place + 1))
         net.fc.weight.mul_(k**-blocks)
     torch.testing.assert_close(net(images), whole(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_head_warms_up_under_whole_skip_connections():
+    defense, whole = SSF(k=0.0, tts=1), network("torchvision", "resnet18")
+    net, images = network("torchvision", "resnet18"), torch.randn(2, 3, 32, 32)
+    edits.apply(net, defense.edits(net, images))
+    for phase, full in (("head-warm-up", True), (defense.phases()[0].name, True), ("main", False), ("later", False)):
+        defense.enter(net, phase)
+        assert torch.equal(net(images), whole(images)) == full

@@ -4,9 +4,13 @@ from torch.nn import functional as F
 
 from mi_audit.core.defense import Phase, Slot
 from mi_audit.core.errors import ConfigError
+from mi_audit.defenses.loft import LoFt
+from mi_audit.defenses.mid import MID
 from mi_audit.defenses.tldmi import TLDMI
+from mi_audit.nn import edits
 from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.freezing import train_mode
+from mi_audit.train.defended import only
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
 
@@ -55,7 +59,7 @@ def test_fills_the_freeze_and_leaves_loss_and_images_alone():
 
 def test_the_head_warms_up_alone_before_the_rest_learns():
     (phase,) = TLDMI(head_epochs=3).phases()
-    assert phase == Phase(name="head-warm-up", when="before", epochs=3, keep="last", part="head")
+    assert phase == Phase(name="head-warm-up", when="before", epochs=3, keep="last", part="whole_head")
 
 
 def test_the_part_that_warms_up_is_the_layer_that_makes_the_logits():
@@ -64,6 +68,19 @@ def test_the_part_that_warms_up_is_the_layer_that_makes_the_logits():
     (phase,) = TLDMI(head_epochs=1).phases()
     assert model.get_submodule(str(phase.part)) is model.net[17]
     assert all(weight.requires_grad for weight in model.net[17].parameters())
+
+
+@pytest.mark.parametrize("defense", [LoFt(rank=2, norm="layer"), MID()])
+def test_all_of_a_replaced_head_warms_up_and_nothing_else(defense):
+    net = plain_cnn()
+    edits.apply(net, defense.edits(net, EXAMPLE))
+    model = Classifier(net, size=8, channels=3, mean=(0.5,), std=(0.5,))
+    (phase,) = TLDMI(head_epochs=1).phases()
+    assert model.head_name == "17.classify" and model.get_submodule(str(phase.part)) is net[17]
+    with only(model, phase.part):
+        assert {name for name, p in net.named_parameters() if p.requires_grad} == {
+            f"17.{name}" for name, _ in net[17].named_parameters()
+        }
 
 
 def test_refuses_a_negative_number_of_epochs():

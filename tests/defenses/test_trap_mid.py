@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mi_audit.audit.composition import compose
 from mi_audit.core.defense import Moment, Step
 from mi_audit.core.errors import ConfigError
 from mi_audit.defenses import trap_mid
@@ -209,3 +210,19 @@ def test_refuses_settings_out_of_range(wrong):
 def test_says_that_it_is_a_backdoor():
     assert "backdoor" in trap_mid.__doc__ and "backdoors the own classifier" in TrapMID.__doc__
     assert TrapMID.kind == "deception"
+
+
+def test_says_when_there_are_no_trapdoors():
+    """Guessing one of 4 classes has the loss log 4 = 1.386; half the way is 0.693."""
+    defense, net, doors = ready(classifier())
+    assert defense.term(step(net, doors)).notes["guessing_loss"].item() == pytest.approx(1.3863, abs=1e-4)
+    assert defense.shortfall({"trap_loss": 0.69, "guessing_loss": 1.386}) == ""
+    said = defense.shortfall({"trap_loss": 0.70, "guessing_loss": 1.386})
+    assert "trap_loss 0.70, guessing has 1.39" in said and "trap-mid.opacity, which is 0.02" in said
+    assert defense.shortfall({}) == ""  # a resumed training has no notes of what was done before
+
+
+def test_triggers_are_blended_with_what_midre_has_erased():
+    """As its deviations say: a part of the data comes before every part of the loss."""
+    assert any("MIDRE" in deviation and "never erased" in deviation for deviation in TrapMID.deviations)
+    assert list(compose("trap-mid+midre", {}).parts) == ["midre", "trap-mid"]

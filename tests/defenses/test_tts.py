@@ -61,3 +61,11 @@ def test_the_released_network_loads_into_a_fresh_one():
     TTS().enter(net, "main")
     fresh.load_state_dict(net.state_dict())
     assert torch.equal(fresh(EXAMPLE), net(EXAMPLE))
+
+
+def test_a_head_warms_up_under_whole_skip_connections():
+    defense, whole = TTS(), network("torchvision", "resnet18")
+    net, images = prepared(defense), EXAMPLE
+    for phase, full in (("head-warm-up", True), (defense.phases()[0].name, True), ("main", False), ("later", False)):
+        defense.enter(net, phase)
+        assert torch.equal(net(images), whole(images)) == full

@@ -217,26 +217,6 @@ def test_the_edit_rebuilds_the_network_around_its_weights(library, name):
         stock.load_state_dict(net.state_dict())
 
 
-def test_switching_between_the_stages_of_a_training():
-    torch.manual_seed(0)
-    net, stock, images = (
-        network("torchvision", "resnet18"),
-        network("torchvision", "resnet18"),
-        torch.randn(2, 3, 32, 32),
-    )
-    factors = {"layer4.0.residual": 0.0, "layer4.1.residual": 0.2}
-    skips.scale(net, factors=factors, idle_projections=True)
-    skips.switch(net, full=True)
-    assert torch.equal(net(images), stock(images))
-    skips.scale(stock, factors=factors)
-    for _ in range(2):  # the second time as on a resume
-        skips.switch(net, full=False)
-        assert torch.equal(net(images), stock(images))
-        part = net.layer4[0].downsample
-        assert not any(p.any() or p.requires_grad for p in part.parameters()) and not part[1].running_mean.any()
-    assert net.layer4[1].conv1.weight.requires_grad
-
-
 def test_surgery_inside_the_frozen_part_is_refused():
     example = torch.zeros(1, 3, 32, 32)
     for cut, inside in (("stage:3", False), ("80%", False), ("90%", True)):  # 7.2 of 8 units: one of two scaled blocks

@@ -273,6 +273,17 @@ def test_an_untrained_gate_opens_where_its_skip_is_removed(name, where, gates):
         assert all(block.get_parameter(other).max() < 1e-3 for own, other in gates.items() if own != add)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-3, -0.05])
+def test_a_gate_that_training_hardly_moved_opens_again_after_its_weights_are_loaded(size):
+    net, stock = torchvision_convnext(), torchvision_convnext()
+    torch.nn.init.uniform_(stock.features[5][0].layer_scale, min(0, 2 * size), max(0, 2 * size))
+    skips.scale(net, factors={"features.5.0.residual": 0.0})
+    net.load_state_dict(stock.state_dict())
+    skips.reopen(net)
+    assert torch.equal(net.features[5][0].layer_scale, torch.ones(24, 1, 1))
+    assert torch.equal(net.features[5][1].layer_scale, stock.features[5][1].layer_scale)  # it has kept its skip
+
+
 def test_a_gate_stays_with_its_skip_and_when_it_was_trained():
     for factor, trained in ((0.2, False), (0.0, True)):
         net, _ = torchvision_convnext(), torch.manual_seed(0)
