@@ -39,5 +39,5 @@ def kind_of(path: Path) -> str:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "result"
-    said = data.get("kind") if isinstance(data, dict) else None
-    return str(said) if said in FILES else "result"
+    said = str(data.get("kind")) if isinstance(data, dict) else ""
+    return said if said in FILES else "result"
