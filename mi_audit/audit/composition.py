@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from mi_audit.audit import registry
+from mi_audit.audit.plan import FREEZING as FREEZING
 from mi_audit.audit.plan import parts_of
 from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.train.defended import Parts
-
-FREEZING = "tldmi"  # what --freeze adds to methods that do not freeze
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,8 @@ def compose(method: str, settings: Mapping[str, object], freeze: str | None = No
     Args:
         method: Names joined by `+`; a published combination counts as its parts, `none` as no defense.
         settings: Tables by name of the part; for a single defense its settings may stand alone.
-        freeze: Of `--freeze`: the cut of the part that freezes; TL-DMI is added when there is none.
+        freeze: Of `--freeze`: the cut of the part that freezes; TL-DMI is added when there is none. With `none` it is
+            not, and settings for it are left aside: they are meant for the other cuts of a search or a sweep.
 
     Raises:
         ConfigError: A name or a setting is unknown, or two parts cannot go together.
@@ -76,6 +76,8 @@ def compose(method: str, settings: Mapping[str, object], freeze: str | None = No
     freezing = [name for name, part in types.items() if Slot.FREEZE in part.slots]
     if freeze is not None and freeze != "none" and not freezing:
         types[FREEZING], freezing = known[FREEZING], [FREEZING]
+    if freeze == "none" and not freezing:
+        settings = {name: value for name, value in settings.items() if name != FREEZING}
     if not types:
         raise ConfigError(f"expected a defense, got --method {method}; see `mi-audit list defenses`")
     tables = _tables(types, settings)

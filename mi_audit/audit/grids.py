@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mi_audit.audit.plan import DefendPlan, parts_of
+from mi_audit.audit.plan import FREEZING, DefendPlan, parts_of
 from mi_audit.core.errors import ConfigError
 
 Value = str | int | float | bool
@@ -92,7 +92,7 @@ def substituted(defend: DefendPlan, parameter: str, text: str) -> DefendPlan:
     once = replace(defend, sweep=None, save=None)
     part, _, name = parameter.rpartition(".")
     if parameter == "method":
-        named = set(parts_of(text))
+        named = {*parts_of(text), *([FREEZING] if defend.freeze else [])}
         others = {part for part, own in defend.settings.items() if isinstance(own, Mapping)} - named
         return replace(once, method=text, settings={k: v for k, v in defend.settings.items() if k not in others})
     if is_own_field(parameter):

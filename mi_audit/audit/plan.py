@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Profile = Literal["quick", "standard", "thorough"]
+FREEZING = "tldmi"  # what --freeze adds to methods that do not freeze
 COMBINATIONS: Mapping[str, tuple[str, ...]] = {"calor": ("loft", "ca")}  # defenses published under a name of their own
 
 

@@ -135,6 +135,17 @@ def test_freeze_sets_the_cut_of_the_part_that_freezes_and_adds_one_otherwise():
     assert list(compose("none", {}, "60%").parts) == ["tldmi"]
 
 
+def test_settings_of_a_freezing_that_freeze_adds_are_left_aside_with_none():
+    settings = {"plain": {"strength": 2}, "tldmi": {"strength": 3}}
+    assert compose("plain", settings, "60%").parts["tldmi"] == Freezing(strength=3.0, freeze="60%")
+    assert compose("plain", settings, "none").parts == {"plain": Plain(strength=2.0)}
+    assert compose("tldmi", {"tldmi": {"strength": 3}}, "none").parts == {
+        "tldmi": Freezing(strength=3.0, freeze="none")
+    }
+    with pytest.raises(ConfigError, match="got some of head"):
+        compose("plain", {"head": {"strength": 1}}, "none")
+
+
 def test_the_adaptive_attack_of_every_part_is_named():
     assert compose("plain", {}).adaptive == "try harder"
     assert compose("plain+tldmi", {}).adaptive == "tldmi: try harder; plain: try harder"

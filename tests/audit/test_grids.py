@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -62,6 +62,16 @@ def test_settings_of_combined_methods_lie_under_their_part():
     assert plan.settings["bido"] == {"lambda_y": 0.5, "lambda_x": 0.05}
     alone = DefendPlan(method="bido", settings={"bido": {"lambda_y": 0.5}})
     assert substituted(alone, "bido.lambda_x", "1").settings == {"bido": {"lambda_y": 0.5, "lambda_x": 1}}
+
+
+def test_a_method_keeps_its_settings_and_those_of_what_freezes():
+    settings = {"bido": {"lambda_x": 0.1}, "mid": {"weight": 0.1}, "tldmi": {"head_epochs": 2}}
+    free = DefendPlan(settings=settings)
+    assert substituted(free, "method", "bido") == DefendPlan(method="bido", settings={"bido": settings["bido"]})
+    kept = {"bido": settings["bido"], "tldmi": settings["tldmi"]}
+    for cut in ("80%", "none"):
+        assert substituted(replace(free, freeze=cut), "method", "bido").settings == kept
+    assert substituted(free, "method", "bido+tldmi").settings == kept
 
 
 def test_a_word_where_a_number_belongs_is_refused():
