@@ -44,10 +44,15 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The place of a training in a longer one, so that both share one learning rate schedule: in epochs."""
+    """The place of a training in a longer one, in epochs.
+
+    Attributes:
+        start: Epochs that went before: orders, augmentations and dropout go on from there instead of coming again.
+        whole: Of the learning rate schedule that all share; None is a schedule of this training's own.
+    """
 
     start: int
-    whole: int
+    whole: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ def fit(
         device: Where to train; the model stays there.
         loss: A mean over the batch; defenses bring an objective, which says what else a step needs.
         keep: `last` keeps the weights of the last epoch whatever `val` says.
-        span: Where this training lies in a longer one with the same schedule; None is all of it.
+        span: Where this training lies in a longer one; None is all of it.
         on_step: Called as `on_step("epoch 3/20", images done, images in all epochs)`.
         checkpoint: Where to keep an unfinished run; a run that finds its own file there goes on after its last whole
             epoch, and ends with the weights of an uninterrupted run: bit for bit, unless a frozen prefix that was kept
@@ -106,12 +111,12 @@ def fit(
     if not len(train):
         raise DataError(f"expected training images, got none in {train.name}; add images")
     objective = loss if isinstance(loss, Objective) else Objective(loss)
-    course = _Course(model, train, val, recipe, seed, device, objective, keep, span or Span(0, recipe.epochs), on_step)
+    course = _Course(model, train, val, recipe, seed, device, objective, keep, span or Span(0, None), on_step)
     run = f"{recipe} seed {seed} on {len(train)} + {len(val)} images {train.fingerprint}"
     try:
         course.restore(checkpoints.load(checkpoint, run))
         while len(course.history) < recipe.epochs:
-            with seeded(device, seed, "dropout", len(course.history)):
+            with seeded(device, seed, "dropout", course.span.start + len(course.history)):
                 course.epoch(len(course.history))
             if len(course.history) < recipe.epochs:
                 checkpoints.save(checkpoint, run, course.state())
@@ -175,7 +180,7 @@ class _Course:
 
     def _batches(self, number: int, steps: int) -> Iterator[Batch]:
         if self.stepper is None:
-            yield from self.feed.epoch(number)
+            yield from self.feed.epoch(self.span.start + number)
             return
         for done, batch in enumerate(self.stepper.batches(self.feed.take, number), 1):
             yield Batch(*batch, done * len(self.train) // steps)
@@ -210,14 +215,18 @@ class _Course:
 
     def _rate(self, epochs: float) -> None:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.rate((self.span.start + epochs) / self.span.whole)
+            group["lr"] = self._rate_at(epochs)
+
+    def _rate_at(self, epochs: float) -> float:
+        start, whole = (self.span.start, self.span.whole) if self.span.whole else (0, self.recipe.epochs)
+        return self.recipe.rate((start + epochs) / whole)
 
     def _check(self, losses: Tensor, number: int) -> None:
         weights = torch.stack([weight.isfinite().all() for weight in _trainable(self.model)]).all()
         broken = ~torch.cat([losses.isfinite(), weights[None]])
         if bool(broken.any()):
             step = min(int(broken.int().argmax()), len(losses) - 1)
-            rate = self.recipe.rate((self.span.start + number + step / len(losses)) / self.span.whole)
+            rate = self._rate_at(number + step / len(losses))
             raise Diverged(
                 f"expected a finite loss, got NaN or infinity in epoch {number + 1}, step {step + 1} of {len(losses)}, "
                 f"at learning rate {rate:.3g}; lower the learning rate, clip the gradient or train with precision 32"
@@ -229,11 +238,10 @@ class _Course:
         seen, number = len(self.val), len(self.history)
         now = Epoch(train_loss, loss / seen, hits / seen, notes) if seen else Epoch(train_loss, None, None, notes)
         self.history.append(now)
+        better = self.chosen < 0 or now.rank() > self.history[self.chosen].rank()
         if not seen or self.keep == "last":
             self.chosen = number
-        elif self.objective.counts(number, self.recipe.epochs) and (
-            self.chosen < 0 or now.rank() > self.history[self.chosen].rank()
-        ):
+        elif better and self.objective.counts(number, self.recipe.epochs):
             self.chosen = number
             self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
@@ -281,7 +289,7 @@ class _Course:
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mi_audit.core.prior import Progress
 from mi_audit.core.types import Images, Labels, Logits, Scalar
 from mi_audit.nn.precision import autocast
 from mi_audit.train import checkpoint as checkpoints
-from mi_audit.train.classifier import Fit, Span, fit
+from mi_audit.train.classifier import Epoch, Fit, Span, fit
 from mi_audit.train.objective import Losses, Objective, Position
 from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded, stream
@@ -199,7 +199,7 @@ def fit_defended(
         for part in parts.values():
             part.enter(model, phase.name)
         if number < kept["done"]:
-            done.append((phase.name, Fit(None, own.epochs, ())))
+            done.append((phase.name, _restored(kept["fits"][number])))
             continue
         with only(model, phase.part):
             fitted = fit(
@@ -209,20 +209,28 @@ def fit_defended(
             )  # fmt: skip
         done.append((phase.name, fitted))
         if number + 1 < len(planned):
-            state = {"done": number + 1, "model": model.state_dict(), "companions": objective.state()}
+            fits = [asdict(fit) for _, fit in done]
+            state = {"done": number + 1, "fits": fits, "model": model.state_dict(), "companions": objective.state()}
             checkpoints.save(checkpoint, run, state)
     checkpoints.clear(checkpoint)
     return DefendedFit(tuple(done))
 
 
-def schedule(recipe: Recipe, parts: Parts) -> tuple[tuple[Phase, Recipe, Span | None], ...]:
-    """Every phase in order, with its recipe, and its place in the common schedule when it has no rate of its own.
+def _restored(fit: Mapping[str, Any]) -> Fit:
+    return Fit(**{**fit, "history": tuple(Epoch(**epoch) for epoch in fit["history"])})
+
+
+def schedule(recipe: Recipe, parts: Parts) -> tuple[tuple[Phase, Recipe, Span], ...]:
+    """Every phase in order, with its recipe and its place; a phase without a rate of its own shares the schedule.
+
+    Phases that train a part alone come first: a fresh head learns before the rest learns from it.
 
     Raises:
         ConfigError: The phases before the main one take all its epochs, or name a field that no recipe has.
     """
     extra = [phase for part in parts.values() if Slot.PHASE in part.slots for phase in part.phases()]
     before, after = ([p for p in extra if p.when == when] for when in ("before", "after"))
+    before.sort(key=lambda phase: phase.part is None)
     spent = sum(phase.epochs for phase in before)
     if spent >= recipe.epochs:
         raise ConfigError(
@@ -233,7 +241,7 @@ def schedule(recipe: Recipe, parts: Parts) -> tuple[tuple[Phase, Recipe, Span | 
     rows, start = [], 0
     for phase in (*before, main, *after):
         shares = phase.when == "before" and not phase.recipe
-        span = Span(start, recipe.epochs) if shares else None
+        span = Span(start, recipe.epochs if shares else None)
         start += phase.epochs
         rows.append((phase, replace(recipe, **{**_known(phase), "epochs": phase.epochs}), span))
     return tuple(rows)

@@ -13,6 +13,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.train import defended
 from mi_audit.train.classifier import fit
 from mi_audit.train.defended import fit_defended, freeze, only, schedule, tapped
+from mi_audit.train.feeding import Feed
 from mi_audit.train.recipe import Recipe
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
@@ -176,7 +177,7 @@ def test_phases_run_in_order_and_each_trains_what_it_says():
 def test_phases_without_a_rate_of_their_own_share_one_schedule(monkeypatch):
     rows = schedule(RECIPE, {"phased": Phased()})
     assert [(phase.name, own.epochs) for phase, own, _ in rows] == [("warm-up", 1), (MAIN, 2), ("polish", 2)]
-    assert [(span.start, span.whole) if span else None for _, _, span in rows] == [(0, 3), (1, 3), None]
+    assert [(span.start, span.whole) for _, _, span in rows] == [(0, 3), (1, 3), (3, None)]
     rates = []
     monkeypatch.setattr(Recipe, "rate", lambda _self, progress: rates.append(progress) or 0.0)
     train({"phased": Phased()})
@@ -210,7 +211,7 @@ def test_only_weights_under_the_whole_defense_are_kept():
 )
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, stop):
     parts = {"phased": Phased(), "remembering": Remembering()}
-    whole, _ = train(parts)
+    whole, course = train(parts)
 
     def kill(label, _done, _total):
         if label == stop:
@@ -220,8 +221,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, stop):
     with pytest.raises(KeyboardInterrupt):
         train(parts, on_step=kill, checkpoint=file)
     seen = []
-    resumed, _ = train(parts, on_step=lambda label, *_: seen.append(label), checkpoint=file)
-    assert same(resumed, whole)
+    resumed, done = train(parts, on_step=lambda label, *_: seen.append(label), checkpoint=file)
+    assert same(resumed, whole) and done == course
     assert not list(tmp_path.iterdir())
     assert seen[0] == stop or stop == "warm-up, epoch 1/1"
 
@@ -273,3 +274,20 @@ def test_the_last_notes_of_a_part_are_found():
     _, done = train({"doubling": Doubling(), "phased": Phased()}, replace(RECIPE, lr=0.0))
     last = done.phases[-1][1].history[-1].notes
     assert done.notes("doubling") == {"twice": last["doubling.twice"]} and done.notes("phased") == {}
+
+
+def test_a_fresh_head_learns_before_everything_else():
+    class Later(Phased):
+        def phases(self):
+            return (Phase(name="whole", when="before", epochs=1),)
+
+    rows = schedule(replace(RECIPE, epochs=4), {"later": Later(), "phased": Phased()})
+    assert [phase.name for phase, _, _ in rows] == ["warm-up", "whole", MAIN, "polish"]
+
+
+def test_phases_go_on_with_the_order_of_the_images_where_the_last_one_stopped(monkeypatch):
+    asked = []
+    epoch = Feed.epoch
+    monkeypatch.setattr(Feed, "epoch", lambda self, number: asked.append(number) or epoch(self, number))
+    train({"phased": Phased()})
+    assert asked == [0, 1, 2, 3, 4]
