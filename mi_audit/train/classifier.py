@@ -278,8 +278,8 @@ class _Course:
         self.model.to(memory_format=torch.contiguous_format).eval()
         self.chosen = self.chosen if self.chosen >= 0 else len(self.history) - 1  # no epoch counted
         accuracy_there = self.history[self.chosen].val_accuracy if self.history else None
-        facts: dict[str, object] = {"frozen_prefix": self.prefix_note} if self.prefix_note else {}
-        facts |= self.stepper.facts() if self.stepper else {}
+        noted = {"frozen_prefix": self.prefix_note} if self.prefix_note else {}
+        facts = {**noted, **(self.stepper.facts() if self.stepper else {})}
         return Fit(accuracy_there, self.chosen + 1, tuple(self.history), facts)
 
     def close(self) -> None:
@@ -293,8 +293,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    weights = _trainable(model)
-    if not weights:
+    if not (weights := _trainable(model)):
         raise ConfigError("expected at least one trainable parameter, got none; freeze less of the network")
     if recipe.optimiser == "adam":
         return torch.optim.Adam(weights, recipe.lr, weight_decay=recipe.weight_decay)
