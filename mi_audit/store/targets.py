@@ -1,7 +1,6 @@
 """Any classifier, loaded safely: which network, which weights, which input; each fact with where it came from."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,13 @@ from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.core.target import QueryLedger, TorchTarget
 from mi_audit.nn import edits as surgery
-from mi_audit.nn.classifier import Classifier, check_size, hastened
+from mi_audit.nn.classifier import Classifier, hastened
 from mi_audit.nn.output_rules import answer
-from mi_audit.store.architectures import build, check_fit, complete_name, defaults, load_strictly, seeded
+from mi_audit.store.architectures import build, complete_name, defaults, load_strictly, seeded
 from mi_audit.store.checkpoints import open_checkpoint
 from mi_audit.store.files import write_atomic
 from mi_audit.store.manifest import MARK, Declared, beside, canonical, within
+from mi_audit.store.plausibility import check_counts, check_seal, rehearse
 from mi_audit.store.references import PUBLISHED, locate, published
 from mi_audit.store.resolution import read_labels, resolve
 from mi_audit.store.weights import hash_weights, write_weights
@@ -124,7 +124,7 @@ def load_model(
     else:
         checkpoint = open_checkpoint(locate(ref), allow_pickle=allow_pickle)
         known = beside(checkpoint.path).over(within(checkpoint.metadata, str(checkpoint.path)))
-        _check_seal(known, checkpoint.tensors, ref)
+        check_seal(known, checkpoint.tensors, ref)
         declared, alternatives = resolve(flags.over(known), _shapes(checkpoint.tensors), ref)
         net = _fitting(declared, checkpoint.tensors, ref)
         origin = "; ".join((checkpoint.format, *checkpoint.notes))
@@ -257,67 +257,15 @@ def _assemble(
     )
 
 
-def _check_seal(known: Declared, tensors: Mapping[str, Tensor], ref: str) -> None:
-    """Refuse weights whose architecture was edited when their manifest, which says how, is missing or another's."""
-    sealed, structural = tensors.get(surgery.SEAL), surgery.structural(known.edits or ())
-    if sealed is None and not structural:
-        return
-    if sealed is None or not structural or not torch.equal(sealed.cpu(), surgery.seal(structural)):
-        raise TargetError(
-            f"expected the manifest of {ref}, whose network was changed by a defense, got "
-            f"{'another one' if structural else 'none'}; keep the .safetensors as written, or the .json beside it"
-        )
-
-
 def _fitting(declared: Declared, tensors: Mapping[str, Tensor], ref: str) -> nn.Module:
     arch, channels = str(declared.arch), declared.channels or 3
-    _check_counts(declared, tensors, ref)
+    check_counts(declared, tensors, ref)
     # The number of classes may be unknown only for own code that has it fixed; the factory is then called without it.
     net = _fresh(arch, declared.num_classes or 1, channels, declared.size, declared.model_kwargs or {}, seed=0)
-    _rehearse(net, declared.edits or (), tensors, arch, ref)
+    rehearse(net, declared.edits or (), tensors, arch, ref)
     surgery.apply(net, declared.edits or ())
     load_strictly(net, tensors, arch, ref)
     return net
-
-
-def _check_counts(declared: Declared, tensors: Mapping[str, Tensor], ref: str) -> None:
-    """Refuse sizes that no network with these tensors can have, before one is built with them."""
-    if declared.size is not None:
-        check_size(declared.size)
-    largest = max((3, *(side for tensor in tensors.values() for side in tensor.shape)))  # 3: unless channels are stated
-    for fact, flag in (("num_classes", "--num-classes"), ("channels", "--channels")):
-        value = getattr(declared, fact)
-        if value is not None and not 1 <= value <= largest:
-            raise TargetError(
-                f"expected {fact} from 1 to {largest}, the longest side of a tensor in {ref}, got {value} "
-                f"({declared.origins[fact]}); correct {flag} or the sidecar"
-            )
-
-
-def _rehearse(net: nn.Module, edits: Sequence[Edit], tensors: Mapping[str, Tensor], arch: str, ref: str) -> None:
-    """Repeat `edits` on a copy of `net` without memory, so that no size in a manifest is allocated unless it fits.
-
-    Raises:
-        TargetError: An edit fails, or the edited network has other tensors than the file.
-    """
-    if not surgery.structural(edits):
-        return
-    blanks: dict[int, object] = {
-        id(value): nn.Parameter(value.detach().to("meta"), value.requires_grad) for value in net.parameters()
-    }
-    blank = deepcopy(net, blanks | {id(value): value.to("meta") for value in net.buffers()})
-    try:
-        with torch.device("meta"):
-            surgery.apply(blank, edits)
-    except ConfigError as error:
-        raise TargetError(f"{error} ({ref})") from error
-    except (RuntimeError, AttributeError, ValueError, TypeError) as error:  # what JSON can do to code of libraries
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TargetError(
-            f"expected edits that fit {arch}, got the error '{reason}' from those in the manifest of {ref}; "
-            "keep the manifest as written"
-        ) from error
-    check_fit(blank, tensors, arch, ref)
 
 
 def _fresh(

@@ -178,4 +178,4 @@ def test_refuses_settings_of_other_types(rule, settings, message):
 
 
 def test_whole_numbers_are_numbers_too():
-    assert answer([{"edit": "output", "rule": "temperature", "temperature": 4}]) == Temperature(temperature=4)
+    assert answer([{"edit": "output", "rule": "temperature", "temperature": 4}]) == Temperature(temperature=4.0)
