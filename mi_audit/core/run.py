@@ -104,7 +104,7 @@ class Run:
         results: list[Result] = []
         start, size, rows = 0, self.batch_size, len(columns[0])
         while start < rows:
-            counted = [(counter, counter.copy()) for counter in (self.work, self.queries)]
+            counted = self.counted()
             try:
                 results.append(function(*(column[start : start + size] for column in columns)))
             except RuntimeError as error:
@@ -116,12 +116,20 @@ class Run:
                         "expected one image to fit the device, got out of memory; use another device or smaller images"
                     ) from error
                 size = tried // 2
-                for counter, before in counted:
-                    counter.clear()
-                    counter.update(before)
+                self.forget_since(counted)
                 continue
             start += size
         return results
+
+    def counted(self) -> tuple[Counter[str], Counter[Any]]:
+        """What was counted as work and queries so far."""
+        return self.work.copy(), self.queries.copy()
+
+    def forget_since(self, counted: tuple[Counter[str], Counter[Any]]) -> None:
+        """Count nothing of what was done since `counted`, because it failed and is done again."""
+        for counter, before in zip((self.work, self.queries), counted, strict=True):
+            counter.clear()
+            counter.update(before)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

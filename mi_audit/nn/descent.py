@@ -163,11 +163,13 @@ class Descent:
         """
         shown = self._shown(path.labels, path.streams, total, run)
         while path.step < self.steps:
+            counted = run.counted()
             try:
                 self._step(path, shown)
             except RuntimeError as error:
                 if path.step == 0 or len(path.rows) == 1 or not is_out_of_memory(error):
                     raise
+                run.forget_since(counted)
                 return False
             if path.step % REPORT_EVERY == 0 or path.step == self.steps:
                 done = path.rows.start * self.steps + len(path.rows) * path.step
