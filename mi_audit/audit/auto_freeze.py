@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from mi_audit.audit.attack import Court, audit_models
-from mi_audit.audit.composition import FREEZING, UNDEFENDED, Composition, compose
+from mi_audit.audit.composition import UNDEFENDED, Composition, compose
 from mi_audit.audit.fisher import first_cut
 from mi_audit.audit.freezing_search import FreezeSearch, Trial, search
 from mi_audit.audit.judge import model_facts
+from mi_audit.audit.plan import FREEZING
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.retrain import Retraining, Trained, fit_private, retrained
 from mi_audit.audit.scene import Scene, as_settings

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from mi_audit.audit import registry
-from mi_audit.audit.plan import FREEZING as FREEZING
-from mi_audit.audit.plan import parts_of
+from mi_audit.audit.plan import FREEZING, parts_of
 from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.train.defended import Parts

@@ -1,18 +1,15 @@
 """Label-only output: an API that answers with the predicted class and no probability."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
-
-from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
+from mi_audit.nn.output_defense import OutputDefense
 from mi_audit.nn.output_rules import LabelOnly
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOnlyOutput(Defense):
+class LabelOnlyOutput(OutputDefense):
     """Release one for the predicted class and zero for the others.
 
     Attacks that need labels alone, such as those that search for the centre of a class region, are not stopped.
@@ -25,18 +22,9 @@ class LabelOnlyOutput(Defense):
         venue="S&P 2017",
         url="https://arxiv.org/abs/1610.05820",
     )
-    smoke: ClassVar = {}
-    kind: ClassVar = "output-side"
     adaptive: ClassVar = (
         "attack by labels alone, with gradients estimated from many labels around a point, and average over views"
     )
-    caution: ClassVar = API_ONLY
-    slots: ClassVar = frozenset({Slot.OUTPUT})
-
-    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
-        del net, example
-        return (self.rule().edit(),)
 
     def rule(self) -> LabelOnly:
-        """What the API makes of the logits."""
         return LabelOnly()

@@ -1,18 +1,15 @@
 """Rounding: an API whose probabilities have few decimals."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
-
-from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
+from mi_audit.nn.output_defense import OutputDefense
 from mi_audit.nn.output_rules import Rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundingOutput(Defense):
+class RoundingOutput(OutputDefense):
     """Release probabilities rounded to `decimals` digits.
 
     Gradients estimated from small changes vanish; averages over large changes do not. It protects API access
@@ -32,25 +29,13 @@ class RoundingOutput(Defense):
         venue="CCS 2015",
         url="https://doi.org/10.1145/2810103.2813677",
     )
-    smoke: ClassVar = {}
-    kind: ClassVar = "output-side"
     adaptive: ClassVar = (
         "estimate gradients over larger changes of the image, whose effect survives rounding, or by labels alone"
     )
-    caution: ClassVar = API_ONLY
-    slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = ("The paper rounds to multiples such as 0.05; here, as in later toolboxes, to decimals.",)
 
     decimals: int = 3
     renormalise: bool = False
 
-    def __post_init__(self) -> None:
-        self.rule()
-
-    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
-        del net, example
-        return (self.rule().edit(),)
-
     def rule(self) -> Rounding:
-        """What the API makes of the logits."""
         return Rounding(decimals=self.decimals, renormalise=self.renormalise)

@@ -1,18 +1,15 @@
 """Temperature: an API that flattens its probabilities."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
-
-from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
+from mi_audit.nn.output_defense import OutputDefense
 from mi_audit.nn.output_rules import Temperature
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemperatureOutput(Defense):
+class TemperatureOutput(OutputDefense):
     """Release `softmax(logits / temperature)`.
 
     The map is one to one: an attacker who guesses the temperature undoes it exactly. It hides precision only
@@ -32,21 +29,9 @@ class TemperatureOutput(Defense):
         venue="S&P 2017",
         url="https://arxiv.org/abs/1610.05820",
     )
-    smoke: ClassVar = {}
-    kind: ClassVar = "output-side"
     adaptive: ClassVar = "take the logarithm of the answer, which is the logits up to a factor and a constant"
-    caution: ClassVar = API_ONLY
-    slots: ClassVar = frozenset({Slot.OUTPUT})
 
     temperature: float = 5.0
 
-    def __post_init__(self) -> None:
-        self.rule()
-
-    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
-        del net, example
-        return (self.rule().edit(),)
-
     def rule(self) -> Temperature:
-        """What the API makes of the logits."""
         return Temperature(temperature=self.temperature)

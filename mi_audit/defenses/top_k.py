@@ -1,18 +1,15 @@
 """Top-k output: an API that shows only the largest probabilities."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
-
-from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
 from mi_audit.core.paper import Paper
+from mi_audit.nn.output_defense import OutputDefense
 from mi_audit.nn.output_rules import TopK
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKOutput(Defense):
+class TopKOutput(OutputDefense):
     """Release the `k` largest probabilities and zero for the others.
 
     The probability of the attacked class is shown as soon as it is among them, which is when an attack needs
@@ -32,14 +29,10 @@ class TopKOutput(Defense):
         venue="S&P 2017",
         url="https://arxiv.org/abs/1610.05820",
     )
-    smoke: ClassVar = {}
-    kind: ClassVar = "output-side"
     adaptive: ClassVar = (
         "start from images that the target already puts into the attacked class; go on by labels alone where "
         "nothing is shown"
     )
-    caution: ClassVar = API_ONLY
-    slots: ClassVar = frozenset({Slot.OUTPUT})
     deviations: ClassVar = (
         "The published mitigation is measured against membership inference; against inversion it is a common "
         "baseline only.",
@@ -48,13 +41,5 @@ class TopKOutput(Defense):
     k: int = 3
     renormalise: bool = False
 
-    def __post_init__(self) -> None:
-        self.rule()
-
-    def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
-        del net, example
-        return (self.rule().edit(),)
-
     def rule(self) -> TopK:
-        """What the API makes of the logits."""
         return TopK(k=self.k, renormalise=self.renormalise)
