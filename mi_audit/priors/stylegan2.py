@@ -18,6 +18,7 @@ from mi_audit.core.prior import LatentSpace, Painting, PriorRecipe, Progress, St
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Latents
 from mi_audit.nn.adversarial import NonSaturatingR1
+from mi_audit.nn.compiled import compiled
 from mi_audit.nn.gan import Networks
 from mi_audit.nn.precision import Precision
 from mi_audit.nn.stylegan2 import Generator, Shape
@@ -132,6 +133,8 @@ class StyleGAN2(PriorRecipe):
         generator.load_state_dict(dict(weights), assign=True)
         generator = generator.to(device).eval().requires_grad_(False)
         generator.frugal = generator.shape.size >= LARGE
+        for block in generator.blocks if not generator.frugal else ():  # not what is computed again going back
+            compiled(block)
         return _StyleGAN2Prior(generator, size, channels, self.crop)
 
     def describe(self, size: int, channels: int) -> dict[str, object]:
