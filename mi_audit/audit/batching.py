@@ -9,6 +9,7 @@ from mi_audit.core.prior import AssistedPrior, CriticPrior, Prior
 from mi_audit.core.run import is_out_of_memory
 from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.compiled import compiling
+from mi_audit.nn.modes import evaluating
 from mi_audit.store import memory
 from mi_audit.train.seeding import seeded
 
@@ -98,10 +99,9 @@ def search_step(device: str, rows: int, model: Classifier, prior: Prior) -> None
 
     No random generator moves.
     """
-    space, students, critic = prior.search, (), prior
-    if isinstance(prior, AssistedPrior):
-        students, critic = prior.surrogates.networks, prior.prior
-    with seeded(device, 0, "batch"), compiling(False), torch.enable_grad():
+    space = prior.search
+    students, critic = (prior.surrogates.networks, prior.prior) if isinstance(prior, AssistedPrior) else ((), prior)
+    with seeded(device, 0, "batch"), compiling(False), evaluating(model), torch.enable_grad():
         latents = space.draw(torch.zeros(rows, space.width, device=device)).detach().requires_grad_()
         images = space.decode(latents)
         scores = [network(images).float().sum() for network in (model, *students)]

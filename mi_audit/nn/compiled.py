@@ -16,6 +16,7 @@ from mi_audit.nn.precision import single
 
 Compiling = Literal["auto", "on", "off"]
 Network = TypeVar("Network", bound=nn.Module)
+Backend = str | Callable[..., Any]  # name of one of the compiler's, or one of our own
 Kind = tuple[object, ...]  # all that a compiled pass is made for, but the number of rows
 
 PAYS: Mapping[str, bool] = {
@@ -28,7 +29,7 @@ LAUNCH_BOUND = 64  # rows below which an accelerator waits for its next order, s
 FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, IndexError, ImportError, OSError, AssertionError)
 
 _log = logging.getLogger(__name__)
-_backend: ContextVar[str | None] = ContextVar("backend", default=None)
+_backend: ContextVar[Backend | None] = ContextVar("backend", default=None)
 
 
 def pays(device: str) -> bool:
@@ -45,7 +46,7 @@ def compiles(wanted: Compiling, device: str) -> bool:
 
 
 @contextmanager
-def compiling(wanted: bool, backend: str = "inductor") -> Iterator[None]:
+def compiling(wanted: bool, backend: Backend = "inductor") -> Iterator[None]:
     """What `compiled` is given inside the block runs compiled inside such blocks, and nothing does inside others."""
     token = _backend.set(backend if wanted else None)
     try:
@@ -80,7 +81,7 @@ class _Quick:
     """Takes the place of the `forward` of `net`."""
 
     net: nn.Module
-    backend: str
+    backend: Backend
     broken: bool = False
     known: dict[tuple[Kind, int], Callable[..., Any]] = field(default_factory=dict)
 
