@@ -48,7 +48,7 @@ def test_memory_per_image_is_what_two_more_rows_take_after_a_warming_pass():
 
     assert bytes_per_image(peak) == 70 and seen == [2, 2, 4]
     assert bytes_per_image(lambda rows: 1000 + rows // 4) == 1  # half a byte is one
-    assert bytes_per_image(lambda rows: 1000) is None
+    assert bytes_per_image(lambda _rows: 1000) is None
 
 
 def test_a_device_too_full_for_the_measurement_says_nothing_and_other_errors_are_not_swallowed():
@@ -92,19 +92,19 @@ def test_a_target_that_is_fed_larger_images_takes_their_memory(monkeypatch):
 
 
 def test_an_accelerator_takes_what_was_measured_over_what_is_free(monkeypatch):
-    monkeypatch.setattr(batching, "_peak", lambda device, rows, model, prior: 100 + 50 * rows)
-    monkeypatch.setattr(batching, "_free", lambda device: 10_000)
+    monkeypatch.setattr(batching, "_peak", lambda _device, rows, _model, _prior: 100 + 50 * rows)
+    monkeypatch.setattr(batching, "_free", lambda _device: 10_000)
     assert batch_of("auto", "cuda", 64, classifier(), ToyPrior()) == 64  # 5000 / 50 = 100
-    monkeypatch.setattr(batching, "_free", lambda device: 10**9)
+    monkeypatch.setattr(batching, "_free", lambda _device: 10**9)
     assert batch_of("auto", "cuda:1", 64, classifier(), ToyPrior()) == default_batch("cuda", 64) == 512
     assert batch_of("auto", "cuda", 128, classifier(), ToyPrior()) == 128
     assert batch_of("auto", "mps", 64, classifier(), ToyPrior()) == 512
 
 
 def test_free_memory_counts_what_this_process_holds_and_does_not_use(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 20)
     assert batching._free("cuda") == 130
 
 
@@ -115,7 +115,7 @@ def test_a_measured_step_goes_through_every_network_and_moves_no_random_numbers(
 
     def noted(name):
         def network(images):
-            images.register_hook(lambda gradient: passed.append(name))
+            images.register_hook(lambda _gradient: passed.append(name))
             return images.flatten(1) + torch.rand(1)
 
         return network
