@@ -33,6 +33,7 @@ SETTINGS: Mapping[str, object] = {  # at its published rate, CA moves nothing in
     "dp-sgd": {"secret": False},  # the same weights at every number of views
 }
 DIGITS: Mapping[str, object] = {"loft": {"rank": 3}, "trap-mid": {"augmentation": "shift"}}  # of five classes
+VERIFIER_EPOCHS = 25  # it learns from the public pictures, however few the private ones are
 SHOWN = ("attack_acc1", "exposure", "knn_l2sq_min", "fid")
 
 
@@ -52,6 +53,8 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         views=views,
         prior_settings={} if digits else FACES,
         precision=given.precision,
+        evaluator_epochs=given.evaluator_epochs,
+        verifier_epochs=VERIFIER_EPOCHS,
         out=given.out / f"views-{views}",
         cache=given.cache_dir,
         defend=DefendPlan(
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--classes", default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--evaluator-epochs", type=int, help="few pictures need more of them")
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache-dir", type=Path)

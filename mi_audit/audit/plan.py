@@ -140,6 +140,7 @@ class Plan:
         seed, seeds: First seed and number of them.
         evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
         verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
+        verifier_epochs: Of its training; None is as many as the evaluator's.
         controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`, `counterfactual`.
         counterfactual: The target of the last: `auto` trains one, else a model reference.
         positive_control: Attack a model that leaks on purpose as well; None does so under the profile
@@ -176,6 +177,7 @@ class Plan:
     evaluator_arch: str | None = None
     evaluator_epochs: int | None = None
     verifier: str = "auto"
+    verifier_epochs: int | None = None
     controls: tuple[str, ...] = ("random", "permuted")
     counterfactual: str = "auto"
     positive_control: bool | None = None

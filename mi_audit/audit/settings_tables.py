@@ -89,11 +89,14 @@ class RunTable(Table):
         examples=["built-in:densenet121-small"],
     )
     evaluator_epochs: Count | None = Field(
-        default=None, description="epochs for which the evaluator and the verifier are trained", examples=[30]
+        default=None, description="epochs for which the evaluator is trained", examples=[30]
     )
     verifier: str = Field(
         default="auto",
         description="judge of exposure: a model reference or built-in:NAME; auto trains one on public data",
+    )
+    verifier_epochs: Count | None = Field(
+        default=None, description="epochs for which the verifier is trained; as many as the evaluator", examples=[25]
     )
     controls: Words = Field(
         default=("random", "permuted"),
