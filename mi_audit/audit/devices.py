@@ -19,7 +19,7 @@ def lost(error: BaseException, device: str) -> bool:
     """
     text = str(error)
     poisoned = isinstance(error, torch.AcceleratorError) or any(sign in text for sign in POISON)
-    return poisoned and not any(sign in text for sign in HARMLESS) or not answers(device)
+    return (poisoned and not any(sign in text for sign in HARMLESS)) or not answers(device)
 
 
 def answers(device: str) -> bool:
@@ -34,8 +34,8 @@ def device_lost(error: BaseException, device: str, doing: str = "") -> DeviceLos
     """What is said of a lost device, and what to do; `doing` names the job that met it."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     told = DeviceLost(
-        f"expected the device {device} to answer, got {reason}{f' in {doing}' if doing else ''}; finished jobs are kept: "
-        "type the command again to resume, or, when it stops at the same place, with another --device"
+        f"expected the device {device} to answer, got {reason}{f' in {doing}' if doing else ''}; finished jobs are "
+        "kept: type the command again to resume, or, when it stops at the same place, with another --device"
     )
     told.reason = reason
     return told

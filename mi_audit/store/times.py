@@ -39,5 +39,6 @@ def _number(value: object) -> bool:
 
 def _damaged(file: Path) -> StorageError:
     return StorageError(
-        f"expected seconds by stage and job, got a damaged file {file}; delete it, or repeat the command of the run, which writes it anew"
+        f"expected seconds by stage and job, got a damaged file {file}; delete it, or repeat the command of the run, "
+        "which writes it anew"
     )

@@ -114,9 +114,8 @@ def test_a_device_that_is_lost_costs_its_process_not_the_run(tmp_path: Path, two
     assert all(isinstance(one, JobResult) for one in outcomes)
     poisoned = next(pid for label, pid, _ in toy.seen() if label == 2)
     assert [label for label, pid, _ in toy.seen() if pid == poisoned][-1] == 2  # nothing was done in it after that
-    assert told.warnings == [
-        f"{JOBS[2].name}: its process lost its device (CUDA error: device-side assert triggered); another one tries again"
-    ]
+    lost = "its process lost its device (CUDA error: device-side assert triggered); another one tries again"
+    assert told.warnings == [f"{JOBS[2].name}: {lost}"]
 
 
 def test_a_job_that_loses_every_device_is_listed_and_the_others_go_on(tmp_path: Path, two):

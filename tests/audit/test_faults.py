@@ -209,8 +209,8 @@ def test_an_error_that_poisons_the_process_stops_the_run_at_once_and_finished_jo
     with pytest.raises(DeviceLost) as caught:
         once(tmp_path / "run", doing)
     assert str(caught.value) == (
-        f"expected the device cpu to answer, got {caught.value.reason} in {JOBS[1].name}; finished jobs are kept: type the "
-        "command again to resume, or, when it stops at the same place, with another --device"
+        f"expected the device cpu to answer, got {caught.value.reason} in {JOBS[1].name}; finished jobs are kept: type "
+        "the command again to resume, or, when it stops at the same place, with another --device"
     )
     assert caught.value.reason == str(error).splitlines()[0]
     assert ran == JOBS[:2] and len(content(tmp_path / "run")) == 1
@@ -221,7 +221,7 @@ def test_an_error_that_poisons_the_process_stops_the_run_at_once_and_finished_jo
 def test_a_device_that_does_not_answer_after_an_error_of_any_kind_stops_the_run(tmp_path: Path, whole, monkeypatch):
     monkeypatch.setattr("mi_audit.audit.devices.answers", lambda _device: False)
     with pytest.raises(DeviceLost, match="got probability tensor contains nan"):
-        once(tmp_path / "run", lambda job, on_step: failing(ValueError("probability tensor contains nan")))
+        once(tmp_path / "run", lambda *_: failing(ValueError("probability tensor contains nan")))
     assert content(tmp_path / "run") == {}
 
 
@@ -231,7 +231,7 @@ def test_a_device_that_does_not_answer_after_an_error_of_any_kind_stops_the_run(
      "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"],
 )  # fmt: skip
 def test_an_error_that_leaves_the_device_well_fails_its_job_only(tmp_path: Path, message):
-    outcomes = once(tmp_path / "run", lambda job, on_step: failing(RuntimeError(message)))
+    outcomes = once(tmp_path / "run", lambda *_: failing(RuntimeError(message)))
     assert [type(one) for one in outcomes] == [JobFailure] * 3
 
 

@@ -103,7 +103,7 @@ def full(*_given, **_named):
 
 
 def test_a_log_file_in_a_wrong_place_is_refused_but_not_one_on_a_full_disk(tmp_path, capsys, monkeypatch):
-    with pytest.raises(errors.ConfigError, match="Is a directory on .*; choose another --log-file"):
+    with pytest.raises(errors.ConfigError, match=r"Is a directory on .*; choose another --log-file"):
         Session(log_file=tmp_path).start_logging()
     monkeypatch.setattr(Path, "open", full)
     Session(log_file=tmp_path / "audit.log").start_logging()
