@@ -362,9 +362,9 @@ def page(rows: Sequence[Row], trials: int, seed: int) -> str:
     """A part of a Markdown page: what was done, what came of it, and the table."""
     trialled, survived = sum(row.trials for row in rows), sum(row.survived for row in rows)
     return f"""{trialled} faults were injected into whole runs on a tiny digits world, {trials} of every kind into every
-command; {survived} of them ended, after the command was typed again, in the same bytes as a run that nobody disturbed, with
-every finished job kept and no temporary file left. `python -m tests.faults --trials {trials} --seed {seed} --page` prints
-this part anew.
+command. {survived} of them ended, after the command was typed again, in the same bytes as a run that nobody disturbed,
+with every finished job kept and no temporary file left. `python -m tests.faults --trials {trials} --seed {seed} --page`
+prints this part anew.
 
 {report(rows)}"""
 

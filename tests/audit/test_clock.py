@@ -33,7 +33,8 @@ def test_a_resumed_run_adds_its_seconds(tmp_path: Path):
 @pytest.mark.parametrize(
     "damaged",
     [b"", b"{", b"[]", b"\xff\x00", b'{"stages": {"a": "x"}, "jobs": {}}', b'{"stages": {}}',
-     b'{"stages": 3, "jobs": {}}', b'{"stages": {}, "jobs": {}, "total_seconds": null}', b'{"stages": {"a": true}, "jobs": {}}'],
+     b'{"stages": 3, "jobs": {}}', b'{"stages": {}, "jobs": {}, "total_seconds": null}',
+     b'{"stages": {"a": true}, "jobs": {}}'],
 )  # fmt: skip
 def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, damaged: bytes):
     told = Told()
