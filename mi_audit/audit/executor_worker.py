@@ -82,7 +82,7 @@ def main(device: str) -> None:
         except FATAL as error:
             send(replies, Stopped(error))
             if isinstance(error, DeviceLost):
-                return
+                os._exit(1)  # nothing is left to clear up, and clearing up may hang on a device that has failed
 
 
 def _obey(order: Order, perform: Perform | None, replies: IO[bytes], device: str) -> Perform:

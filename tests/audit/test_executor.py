@@ -139,12 +139,13 @@ def test_a_broken_device_gets_no_more_jobs_and_the_others_do_them(tmp_path: Path
     assert max(map(tries.count, tries)) <= 2  # a job that was lost goes to another place
 
 
-def test_without_a_device_that_works_the_run_stops(tmp_path: Path):
+def test_without_a_device_that_works_the_run_stops(tmp_path: Path, capfd):
     seats = [{**places("cpu", 2)[0], "SEAT": "0"}] * 2
     toy, told = Toy(tmp_path, seat="0"), Told()
     with Processes("cpu", seats) as pool, pytest.raises(DeviceLost, match="none that can work"):
         run(pool, toy, tmp_path / "run", told)
     assert len(toy.seen()) <= 6
+    assert capfd.readouterr().err == ""  # the processes end without a word; it is the run that speaks
 
 
 def test_a_wrong_setting_stops_the_run_and_the_processes(tmp_path: Path, two):
