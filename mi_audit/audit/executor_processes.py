@@ -160,10 +160,10 @@ class Processes:
                     worker.ready, worker.job, worker.losses = True, None, 0
                     left -= 1
                     yield reply
-                case Stopped() if not isinstance(reply.error, DeviceLost):
-                    raise reply.error
+                case Stopped(DeviceLost() as lost_device):
+                    worker.why = lost_device.reason or str(lost_device)  # and it ends
                 case Stopped():
-                    worker.why = reply.error.reason or str(reply.error)  # and it ends
+                    raise reply.error
                 case None if worker in self._workers:
                     job, how = self._replaced(worker, work), worker.end()
                     if job is None:
