@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from mi_audit.audit.clock import Clock
+from mi_audit.audit.devices import on_device
 from mi_audit.audit.executor import InProcess, executor_for
 from mi_audit.audit.jobs import Executor
 from mi_audit.audit.plan import ModelPlan, Plan
@@ -187,11 +188,12 @@ def open_scene(plan: Plan, kind: str, progress: ProgressSink, *, dry: bool = Fal
         folder.point_latest()
         clock = Clock()
         try:
-            with clock.stage("load"):
-                scene = _load(plan, kind, device, folder, clock, progress)
-            yield replace(scene, executor=executor)
+            with on_device(device):
+                with clock.stage("load"):
+                    scene = _load(plan, kind, device, folder, clock, progress)
+                yield replace(scene, executor=executor)
         finally:
-            clock.write(folder)
+            clock.write(folder, progress)
 
 
 def _load(plan: Plan, kind: str, device: str, folder: RunFolder, clock: Clock, progress: ProgressSink) -> Scene:

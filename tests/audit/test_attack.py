@@ -11,8 +11,10 @@ from mi_audit.audit import positive
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.defend import run_defense
 from mi_audit.audit.plan import AttackPlan, RulePlan
+from mi_audit.cli.finish import verdict_code
 from mi_audit.core.errors import ConfigError, DataError, TargetError
 from mi_audit.core.report import AuditReport, Quantity
+from mi_audit.nn.descent import Descent
 from mi_audit.store.images import read_png
 from mi_audit.store.results import read_result
 from mi_audit.store.runs import RunFolder
@@ -121,6 +123,26 @@ def test_an_exhausted_query_budget_fails_the_jobs_and_is_listed(digits: Path, ca
     report = run_attack(plan)
     assert all("at most 5 queries" in failed for attack in report.attacks[:2] for failed in attack.failed)
     assert report.attacks[0].measurements == () and report.attacks[0].failed
+
+
+def test_nan_in_one_class_is_listed_the_others_go_on_and_the_exit_code_says_so(digits, cache, tmp_path, monkeypatch):
+    losses = Descent._losses
+
+    def broken(search, latents, labels, *given):
+        identity, loss = losses(search, latents, labels, *given)
+        return identity.masked_fill(labels == 3, float("nan")), loss
+
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, controls=())
+    plan = replace(plan, attacks=plan.attacks[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Descent, "_losses", broken)
+        report = run_attack(plan)
+    (failed,) = report.attacks[0].failed
+    assert failed.startswith("gmi-s0-c0003-0003") and "[3]" in failed
+    assert {row.label for row in report.attacks[0].measurement("attack_acc1").per_class} == {0}
+    assert [picture.label for picture in report.attacks[0].pictures] == [0]
+    assert verdict_code(report, False) == verdict_code(report, True) == 4
+    assert verdict_code(run_attack(plan), False) == 0  # typed again
 
 
 def test_an_untrained_model_is_not_audited(digits: Path, cache: Path, tmp_path: Path):
