@@ -84,9 +84,9 @@ def test_what_is_not_finite_in_bfloat16_is_refused():
     assert run.decisions == [Decision("climb", "bf16", "32", None, "not all numbers are finite")]
 
 
-def cosine_of(exact, mixed):
+def cosine_of(exact, rounded):
     run = mixed()
-    decided(run, "x", torch.device("cpu"), lambda run: torch.tensor(mixed if run.precision == "bf16" else exact))
+    decided(run, "x", torch.device("cpu"), lambda run: torch.tensor(rounded if run.precision == "bf16" else exact))
     return run.decisions[0]
 
 
@@ -105,7 +105,7 @@ def test_rows_without_a_slope_agree_when_both_have_none():
 
 def test_single_precision_is_not_questioned():
     run = Run()
-    assert decided(run, "x", torch.device("cpu"), lambda run: pytest.fail("asked")) is run and not run.decisions
+    assert decided(run, "x", torch.device("cpu"), lambda _: pytest.fail("asked")) is run and not run.decisions
 
 
 @pytest.mark.parametrize("sizes", [(1, 64)])
