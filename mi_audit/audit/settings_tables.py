@@ -131,7 +131,7 @@ class RunTable(Table):
     )
     precision: Literal["32", "bf16", "auto"] = Field(
         default="auto",
-        description="bf16 also attacks in bfloat16, where that changes little; auto only trains in it, where that is fast",
+        description="bf16 attacks in bfloat16, too, where that changes little; auto trains in it, where it is fast",
     )
     batch_size: Count | None = Field(
         default=None, description="largest number of images decoded at once; results do not depend on it", examples=[64]

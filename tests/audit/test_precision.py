@@ -49,7 +49,7 @@ def test_the_result_says_what_every_stage_computed_in(half):
     assert facts["control:random-prior"] == ()
     saved = json.loads((plan.out / "result.json").read_text())
     written = next(attack for attack in saved["attacks"] if attack["name"] == "ppa")["precision"]
-    assert [one["stage"] for one in written] == ["pool", "optimise"] and "--precision bf16" in saved["command"]
+    assert [one["stage"] for one in written] == ["pool", "optimise"]
 
 
 def test_a_resumed_run_decides_the_same(half):
@@ -66,10 +66,10 @@ def test_another_batch_size_decides_the_same_in_the_same_job(half, plans):
     other = plans("single", "bf16", batch_size=1)
     run_attack(other)
     assert decisions(other.out) == decisions(plan.out)
-    assert [file.name for file in other.out.glob("jobs/*")].sort() == [f.name for f in plan.out.glob("jobs/*")].sort()
+    assert {file.name for file in other.out.glob("jobs/*")} == {file.name for file in plan.out.glob("jobs/*")}
 
 
-def test_jobs_are_those_of_their_precision_and_auto_attacks_exactly(half, plans, monkeypatch):
+def test_jobs_are_those_of_their_precision_and_auto_attacks_exactly(half, plans):
     plan, _ = half
     names = {}
     for precision in ("32", "auto"):
