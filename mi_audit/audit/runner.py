@@ -21,6 +21,7 @@ from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.report import AttackResult, ModelFacts
 from mi_audit.core.run import Averaging, Run
 from mi_audit.core.target import Access, LabelOnlyTarget, QueryLedger, restricted
+from mi_audit.nn import mixed_precision
 from mi_audit.store.files import digest
 from mi_audit.store.images import quantise
 from mi_audit.store.targets import LoadedModel, new_model
@@ -164,9 +165,8 @@ class Task:
         model, plan = self.models[job.seed], self.plan
         target = model.target(QueryLedger(plan.max_queries), hasten=True)
         run = replace(self._run(job, on_step), queries=target.ledger.spent)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            classes = torch.tensor(job.classes, device=self.device)
-            found = self.one.search(self.one.access(target), self.priors[job.seed].prior, classes, run)
+        classes = torch.tensor(job.classes, device=self.device)
+        found = self.one.search(self.one.access(target), self.priors[job.seed].prior, classes, run)
         pixels = quantise(found.images.float()).cpu()
         labels = found.labels.cpu()
         looked = model.target()
@@ -186,6 +186,7 @@ class Task:
             "queries": {str(access): images for access, images in sorted(target.ledger.spent.items())},
             "work": dict(sorted(run.work.items())),
             "curves": [asdict(curve) for curve in found.curves],
+            "precision": [asdict(decision) for decision in run.decisions],
         }
         return tensors, facts
 
@@ -195,6 +196,7 @@ class Task:
             seed=job.seed,
             batch_size=self.plan.batch_size or default_batch(self.device, self.size),
             on_step=lambda stage, done, total: on_step(f"{label}: {stage}", done, total),
+            precision="bf16" if self.plan.precision == "bf16" else "32",  # attacks are exact unless told otherwise
         )
 
 
@@ -240,7 +242,8 @@ class Runner:
             net = model.classifier
             what = (one.facts["name"], one.version, one.facts["settings"], priors[seed].sha256, self.scene.size)
             whom = (model.sha256, model.arch, net.size, net.mean_values, net.std_values, net.order)
-            how = (plan.max_queries, plan.precision == "bf16", self.scene.splits.train.fingerprint)
+            mixed = plan.precision == "bf16" and mixed_precision.VERSION
+            how = (plan.max_queries, mixed, self.scene.splits.train.fingerprint)
             for start in range(0, len(self.attacked), plan.chunk):
                 chunk = tuple(sorted(self.attacked[start : start + plan.chunk]))
                 yield Job(str(one.facts["name"]), chunk, seed, digest("job", what, whom, how, chunk, seed))

@@ -133,7 +133,8 @@ class RunTable(Table):
         default=1, description="processes that share the jobs, one per device; results do not depend on it"
     )
     precision: Literal["32", "bf16", "auto"] = Field(
-        default="auto", description="number format of the attacked networks"
+        default="auto",
+        description="bf16 attacks in bfloat16, too, where that changes little; auto trains in it, where it is fast",
     )
     batch_size: Count | None = Field(
         default=None, description="largest number of images decoded at once; results do not depend on it", examples=[64]

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from mi_audit.core.arithmetic import Arithmetic, Decision
 from mi_audit.core.errors import ConfigError, OutOfMemory
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Labels
@@ -70,6 +71,8 @@ class Run:
         work: Images passed through each network, by name: `generator_forward`, `target_backward`, ...
         averaging: Views that gradient searches average their identity loss over; None shows the target each image once.
         queries: Where the target counts its queries, so that those of a chunk that did not fit are not counted twice.
+        precision: What the networks of searches are to compute in, where that changes little; all else is exact.
+        decisions: What was decided about it, search by search; empty in single precision.
     """
 
     seed: int = 0
@@ -78,6 +81,8 @@ class Run:
     work: Counter[str] = field(default_factory=Counter)
     averaging: Averaging | None = None
     queries: Counter[Any] = field(default_factory=Counter)
+    precision: Arithmetic = "32"
+    decisions: list[Decision] = field(default_factory=list)
 
     def streams(self, labels: Labels, restarts: Labels) -> Streams:
         """One random stream per (label, restart)."""

@@ -71,6 +71,7 @@ def averaged(
     for part in keys.split(at_once, dim=1):
         copies, own = part.shape[1], Streams(part.T.flatten())  # copies b
         losses = loss(view(seen.repeat(copies, 1, 1, 1), own, step), labels.repeat(copies), own)
-        (slope,) = torch.autograd.grad(losses.sum(), seen)
+        with torch.autocast(seen.device.type, enabled=False):  # as gradients outside of mixed precision are taken
+            (slope,) = torch.autograd.grad(losses.sum(), seen)
         total, gradient = total + losses.detach().view(copies, -1).sum(dim=0), gradient + slope
     return (total + ((images - seen.detach()) * gradient).flatten(1).sum(dim=1)) / count

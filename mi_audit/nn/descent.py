@@ -18,6 +18,7 @@ from mi_audit.core.reconstruction import Curve
 from mi_audit.core.run import Run, is_out_of_memory
 from mi_audit.core.types import Images, Labels, Latents, PerSample
 from mi_audit.nn.averaging import averaged
+from mi_audit.nn.mixed_precision import ROWS, decided, mixed_steps, networks, spread
 from mi_audit.nn.optimisers import Optimiser, State
 from mi_audit.nn.views import View
 
@@ -128,9 +129,14 @@ class Descent:
         With `run.averaging` the identity loss is averaged over views of every image, each of which then goes through
         the method's own views.
 
+        Networks compute in what `run.precision` asks for, if the gradients of the first step allow it; the last steps
+        do not.
+
         Raises:
             Diverged: A loss or a latent became NaN or infinite.
         """
+        if mixed_steps(self.steps):
+            run = decided(run, self.stage, start.device, lambda run: self._first(start, labels, streams, run))
         done = replace(run, batch_size=max(1, run.batch_size // self.samples)).batches(
             lambda rows, *columns: self._descend(rows, len(labels), *columns, run=run),
             range(len(labels)), start, labels, streams,
@@ -165,7 +171,7 @@ class Descent:
         while path.step < self.steps:
             counted = run.counted()
             try:
-                self._step(path, shown)
+                self._step(path, shown, run)
             except RuntimeError as error:
                 if path.step == 0 or len(path.rows) == 1 or not is_out_of_memory(error):
                     raise
@@ -176,29 +182,45 @@ class Descent:
                 run.on_step(self.stage, done * self.samples, total * self.steps * self.samples)
         return True
 
-    def _step(self, path: _Path, shown: Callable[[Images, int], PerSample]) -> None:
+    def _first(self, start: Latents, labels: Labels, streams: Streams, run: Run) -> Float[Tensor, "rows numbers"]:
+        """The gradient of what networks have a part in, at the start of some of the rows."""
+
+        def one(latents: Latents, labels: Labels, streams: Streams) -> Tensor:
+            shown = through._shown(labels, streams, len(labels), run)
+            return through._gradient(latents, labels, streams, 0, shown, run)[1].flatten(1)
+
+        through, few = replace(self, penalty=None), spread(len(labels), ROWS).to(labels.device)
+        return run.map(one, start[few], labels[few], streams[few])
+
+    def _step(self, path: _Path, shown: Callable[[Images, int], PerSample], run: Run) -> None:
         """Move the rows by one step; nothing of them changes when it fails."""
-        latents, step = path.latents.detach().requires_grad_(), path.step
-        with torch.enable_grad():
-            identity, loss = self._losses(latents, path.labels, path.streams, step, shown)
-            (gradient,) = torch.autograd.grad(loss.sum() / self.reference_batch, latents)
-        path.losses[step] = identity.detach()
+        step = path.step
+        identity, gradient = self._gradient(path.latents, path.labels, path.streams, step, shown, run)
+        path.losses[step] = identity
         if step == 0:
             self._check(path.losses[:1], path.labels)
-        moved, state = self.optimiser.update(latents.detach(), gradient, path.state, step)
+        moved, state = self.optimiser.update(path.latents.detach(), gradient, path.state, step)
         moved = self.tether(self.constraint(moved), path.start)
         path.latents, path.state, path.step = moved, state, step + 1
 
-    def _losses(
-        self, latents: Latents, labels: Labels, streams: Streams, step: int, shown: Callable[[Images, int], PerSample]
-    ) -> tuple[PerSample, PerSample]:
-        """The identity loss of each row, and everything that is minimised."""
-        images = self.decode(self.sample(latents, streams, step), labels.repeat_interleave(self.samples))
-        identity = shown(images, step).view(-1, self.samples).mean(dim=1)
-        loss = self.identity_weight * identity
-        if self.realism is not None:
-            loss = loss - self.realism(images).float().view(-1, self.samples).mean(dim=1)
-        return identity, loss if self.penalty is None else loss + self.penalty(latents, streams, step)
+    def _gradient(
+        self, latents: Latents, labels: Labels, streams: Streams, step: int,
+        shown: Callable[[Images, int], PerSample], run: Run,
+    ) -> tuple[PerSample, Latents]:  # fmt: skip
+        """The identity loss of each row, and the gradient of everything that is minimised."""
+        latents, every = latents.detach().requires_grad_(), labels.repeat_interleave(self.samples)
+        with torch.enable_grad():
+            drawn = self.sample(latents, streams, step)
+            with networks(run, latents.device, exact=step >= mixed_steps(self.steps)):
+                images = self.decode(drawn, every).float()
+                identity = shown(images, step).view(-1, self.samples).mean(dim=1)
+                loss = self.identity_weight * identity
+                if self.realism is not None:
+                    loss = loss - self.realism(images).float().view(-1, self.samples).mean(dim=1)
+            if self.penalty is not None:
+                loss = loss + self.penalty(latents, streams, step)
+            (gradient,) = torch.autograd.grad(loss.sum() / self.reference_batch, latents)
+        return identity.detach(), gradient
 
     def _shown(self, labels: Labels, streams: Streams, total: int, run: Run) -> Callable[[Images, int], PerSample]:
         """The identity loss of every image of these rows, as a function of the images and the step."""
@@ -219,7 +241,7 @@ class Descent:
         """The identity loss of each image, averaged over the method's own views."""
         shown = torch.cat([view(images, streams, step) for view in self.views]) if self.views else images
         copies = max(1, len(self.views))
-        return self.identity(shown, labels.repeat(copies)).view(copies, -1).mean(dim=0)
+        return self.identity(shown, labels.repeat(copies)).float().view(copies, -1).mean(dim=0)
 
     def _check(self, losses: Float[Tensor, "steps rows"], labels: Labels) -> None:
         bad = ~losses.isfinite()
