@@ -82,7 +82,7 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         "the same.",
         "The students learn with Nesterov's momentum, the only one of the trainer here; the published ones with the "
         "plain kind.",
-        "`confidence` and `students_only` are not published; they are what an attacker who knows CA or Trap-MID changes.",
+        "`confidence` and `students_only` are not published: they are for an attacker who knows CA or Trap-MID.",
         "On KEDMI the critic scores every image alone, beside public images that it remembers; the published critic "
         "compares the reconstructions of a batch, so that they depend on each other.",
     )
