@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def edit(net: nn.Module, example: Tensor, chosen: Sequence[Skip], k: float) -> E
     norms = [name for name in after if isinstance(children[name], _BatchNorm)]
     if len(norms) != 1:
         raise ConfigError(f"expected one batch norm behind {block}, got {', '.join(after) or 'nothing'}; use mask")
-    (first, *_) = net.get_submodule(block).children()
+    first: Any = next(net.get_submodule(block).children())
     return {
         "edit": NAME,
         "block": block,
@@ -66,9 +67,9 @@ def truncate(net: nn.Module, *, block: str, keep: object, norm: str, head: str) 
         ConfigError: They are not what their names say.
     """
     modules, kept = dict(net.named_modules()), integer("keep", keep)
-    dense, behind, linear = (modules.get(name) for name in (block, norm, head))
-    layers = list(dense.children()) if isinstance(dense, nn.ModuleDict) else []
-    if not (layers and isinstance(behind, _BatchNorm) and isinstance(linear, nn.Linear)) or scaling(dense) is not None:
+    dense, behind, linear = modules.get(block), modules.get(norm), modules.get(head)
+    layers: list[Any] = list(dense.children()) if isinstance(dense, nn.ModuleDict) and scaling(dense) is None else []
+    if dense is None or not layers or not isinstance(behind, _BatchNorm) or not isinstance(linear, nn.Linear):
         raise ConfigError(f"expected a stock dense block {block}, a batch norm {norm} and a linear {head}; name them")
     if not 0 <= kept < layers[0].norm1.num_features:
         raise ConfigError(f"expected fewer channels than the {layers[0].norm1.num_features} of {block}, got {kept}")
@@ -80,18 +81,18 @@ def truncate(net: nn.Module, *, block: str, keep: object, norm: str, head: str) 
     _narrow_norm(behind, width)
     linear.in_features = width
     linear.weight = nn.Parameter(linear.weight.detach()[:, :width].clone())
-    for owner in (net, net.get_submodule(head.rpartition(".")[0])):
-        if isinstance(getattr(owner, "num_features", None), int):  # timm says there how wide the features are
-            owner.num_features = owner.head_hidden_size = width
+    about: Any = net
+    if isinstance(getattr(about, "num_features", None), int):  # timm says there how wide the features are
+        about.num_features = about.head_hidden_size = width
     handler = _handler(type(dense))
     adds = dict(handler.adds(dense))
     share = dict.fromkeys(adds, kept / layers[0].norm1.num_features)
-    dense.keep_channels = kept
+    dense.keep_channels = kept  # type: ignore[assignment]
     dense.__class__ = handler.scaled
-    dense.skip_scaling = Scaling(handler, adds, dict(share), dict(share))
+    dense.skip_scaling = Scaling(handler, adds, dict(share), dict(share))  # type: ignore[assignment]
 
 
-def _narrow_norm(norm: nn.Module, width: int) -> None:
+def _narrow_norm(norm: Any, width: int) -> None:  # noqa: ANN401
     norm.num_features = width
     for name, tensor in (("weight", torch.ones(width)), ("bias", torch.zeros(width))):
         setattr(norm, name, nn.Parameter(tensor.to(getattr(norm, name))))
@@ -101,7 +102,7 @@ def _narrow_norm(norm: nn.Module, width: int) -> None:
 
 @cache
 def _handler(stock: type[nn.Module]) -> Handler:
-    class Truncated(stock):
+    class Truncated(stock):  # type: ignore[misc, valid-type]
         def forward(self, inputs: Tensor) -> Tensor:
             features = inputs
             for name, layer in self.items():
