@@ -7,7 +7,7 @@ One pair of models per seed. The second table repeats the attacks on the same mo
 random views of the image, the adaptive attack that is published to undo several defenses. Run it again after an
 interrupt: what is finished is kept.
 
-    python examples/compare_defenses.py digits --curve 0%,40%,60%,80%,90% --out runs/freeze-digits
+    python examples/compare_defenses.py digits --sweep freeze=0%,40%,60%,80%,90% --out runs/freeze-digits
 
 does the same for the freeze points of TL-DMI, and sets the Fisher information of the undefended twin beside them.
 """
@@ -52,7 +52,7 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
     names = given.attacks.split(",")
     settings = {**SETTINGS, **(DIGITS if digits else {})}
     methods = DefendPlan(sweep=f"method={given.method}", epochs=given.epochs, settings=settings)
-    curve = DefendPlan(method="tldmi", sweep=f"freeze={given.curve}", epochs=given.epochs)
+    curve = DefendPlan(method="tldmi", sweep=given.sweep, epochs=given.epochs)
     return Plan(
         model=ModelPlan(ref=given.arch),
         private=given.private,
@@ -65,9 +65,9 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         views=views,
         prior_settings={} if digits else FACES,
         precision=given.precision,
-        out=given.out / f"{'curve-' if given.curve else ''}views-{views}",
+        out=given.out / f"{'curve-' if given.sweep else ''}views-{views}",
         cache=given.cache_dir,
-        defend=curve if given.curve else methods,
+        defend=curve if given.sweep else methods,
     )
 
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("public", nargs="?", default="digits:5-9")
     parser.add_argument("--arch", default="built-in:resnet18-small", help="its architecture is trained anew")
     parser.add_argument("--method", default=",".join(METHODS))
-    parser.add_argument("--curve", metavar="CUTS", help="freeze points of TL-DMI, such as 0%%,40%%,80%%, not methods")
+    parser.add_argument("--sweep", help="freeze points of TL-DMI in place of methods, such as freeze=0%%,40%%,80%%")
     parser.add_argument("--attacks", default="gmi,ppa,if-gmi")
     parser.add_argument("--views", default="1,20", help="numbers of views to average gradients over; 1 is none")
     parser.add_argument("--classes", default="all")
@@ -169,10 +169,10 @@ def main() -> None:
         results = {point.value: read_result(plan.out / point.folder) for point in sweep.points}
         print(f"\n{'plain' if views == 1 else f'{views} views per gradient'}\n")
         compared = {name: one for name, one in results.items() if isinstance(one, Comparison)}
-        print("\n".join(rows(compared, "freeze" if given.curve else "defense")))
+        print("\n".join(rows(compared, "freeze" if given.sweep else "defense")))
         for failure in sweep.failures:
             print(f"\n{failure.value} failed: {failure.message}")
-    if given.curve:
+    if given.sweep:
         print("\nFisher information of the undefended twin\n")
         print("\n".join(profile(fisher_of(plan, sweep))))
 

@@ -61,7 +61,7 @@ def test_every_number_of_views_attacks_the_same_models(script, tmp_path):
 @pytest.mark.slow
 def test_the_curve_of_freeze_points_has_the_fisher_profile_beside_it(script, tmp_path):
     run, trained = script
-    said = run("--curve", "0%,50%", "--views", "1")
+    said = run("--sweep", "freeze=0%,50%", "--views", "1")
     assert sorted(trained) == ["none", "tldmi", "tldmi"]
     assert table(said, "freeze") == ["none", "0%", "50%"]
     units = table(said, "unit")
