@@ -1,7 +1,6 @@
 """Dense blocks whose carried channels are cut off instead of set to zero, as the released code of RoLSS does it."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -87,9 +86,9 @@ def truncate(net: nn.Module, *, block: str, keep: object, norm: str, head: str) 
     handler = _handler(type(dense))
     adds = dict(handler.adds(dense))
     share = dict.fromkeys(adds, kept / layers[0].norm1.num_features)
-    dense.keep_channels = kept  # type: ignore[assignment]
+    dense.keep_channels = kept
     dense.__class__ = handler.scaled
-    dense.skip_scaling = Scaling(handler, adds, dict(share), dict(share))  # type: ignore[assignment]
+    dense.skip_scaling = Scaling(handler, adds, dict(share), dict(share))
 
 
 def _narrow_norm(norm: Any, width: int) -> None:  # noqa: ANN401
@@ -100,7 +99,6 @@ def _narrow_norm(norm: Any, width: int) -> None:  # noqa: ANN401
     norm.reset_running_stats()
 
 
-@cache
 def _handler(stock: type[nn.Module]) -> Handler:
     class Truncated(stock):  # type: ignore[misc, valid-type]
         def forward(self, inputs: Tensor) -> Tensor:
