@@ -151,7 +151,7 @@ class Plan:
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
         devices: Processes that do the jobs, one per device. Not part of any id.
         views, view_kind: Views that white-box attacks average every gradient over; 1 is none. `paa` adds noise, `taa`
-            crops and turns.
+            crops and turns, `erase` fills squares.
         chunk: Classes per job.
         max_queries: Budget of every job's ledger.
         images: `local` writes pictures into the run folder, `none` leaves no picture behind.
@@ -183,7 +183,7 @@ class Plan:
     positive_control: bool | None = None
     declared_accuracy: float | None = None
     views: int = 1
-    view_kind: Literal["paa", "taa"] = "taa"
+    view_kind: Literal["paa", "taa", "erase"] = "taa"
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"

@@ -122,8 +122,8 @@ class RunTable(Table):
         description="random views that white-box attacks average every gradient over, 20 to 50 against a defense; "
         "1 is none",
     )
-    view_kind: Literal["paa", "taa"] = Field(
-        default="taa", description="what those views are: paa adds noise, taa crops and turns"
+    view_kind: Literal["paa", "taa", "erase"] = Field(
+        default="taa", description="what those views are: paa adds noise, taa crops and turns, erase fills squares"
     )
     prior_profile: Literal["quick", "standard"] | None = Field(
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]

@@ -13,6 +13,7 @@ import torch
 from mi_audit.core.random import Streams
 from mi_audit.core.run import Averaging, ViewKind
 from mi_audit.core.types import Images, Labels, PerSample
+from mi_audit.nn.erasing import Erasing
 from mi_audit.nn.views import Chain, RandomCrop, Rotation, View
 
 Loss = Callable[[Images, Labels, Streams], PerSample]
@@ -46,6 +47,7 @@ VIEWS: dict[ViewKind, View] = {
             Rotation(5.0, share=1.0, name="averaging/rotation"),
         )
     ),
+    "erase": Erasing(name="averaging/erasing"),  # as MIDRE is published
 }
 
 
