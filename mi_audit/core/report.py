@@ -20,7 +20,7 @@ from mi_audit.core.verdict import Verdict as Verdict
 from mi_audit.core.verdict import VerifierFacts as VerifierFacts
 from mi_audit.core.verdict import Waiver as Waiver
 
-SCHEMA_VERSION = "1.1.0"  # additive changes raise the second figure, others the first
+SCHEMA_VERSION = "1.2.0"  # additive changes raise the second figure, others the first
 POSITIVE = "control:positive"  # how the name of an attack on a model that leaks on purpose begins
 
 
@@ -96,6 +96,28 @@ class CurveFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """How far the latents of one stage of an attack went when they may stop early.
+
+    Attributes:
+        stage: Name of the search.
+        asked: Steps of the whole search.
+        rows: Latents.
+        stopped: Share of them that stopped early.
+        mean, median: Steps taken.
+        note: Why none of them may; empty when they may.
+    """
+
+    stage: str
+    asked: int
+    rows: int
+    stopped: float
+    mean: float
+    median: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """The attacker's surest reconstruction of a class and the private image nearest to it.
 
@@ -125,6 +147,7 @@ class AttackResult:
         prior, paper, settings: Recipe of the prior, citation, hyper-parameters as run.
         measurements: Among them `target_acceptance`: the share the target itself assigns to the class.
         queries, work: Images the target was asked about, by access; images passed through each network.
+        steps: How far searches went, stage by stage, when latents may stop early; else empty.
         flags: Reasons to distrust the numbers, such as an attack that did not converge.
         failed: Jobs that failed, with the error.
         over_control: The attack minus each of its controls, paired by class and seed; the protocol names the control.
@@ -147,6 +170,7 @@ class AttackResult:
     pictures: tuple[Picture, ...] = ()
     over_control: tuple[Measurement, ...] = ()
     note: str = ""
+    steps: tuple[StepFacts, ...] = ()
 
     def measurement(self, name: str) -> Measurement | None:
         """The measurement called `name`, or None."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from mi_audit.core.early_stop import EarlyStop, Taken
 from mi_audit.core.errors import ConfigError, OutOfMemory
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Labels
@@ -70,6 +71,9 @@ class Run:
         work: Images passed through each network, by name: `generator_forward`, `target_backward`, ...
         averaging: Views that gradient searches average their identity loss over; None shows the target each image once.
         queries: Where the target counts its queries, so that those of a chunk that did not fit are not counted twice.
+        early_stop: When a latent leaves a gradient search before its last step; None never.
+        taken: Rows by the steps they took; empty without `early_stop`.
+        halving: Rank candidates in rounds, and drop the worse ones before all views of the ranking were seen.
     """
 
     seed: int = 0
@@ -78,6 +82,9 @@ class Run:
     work: Counter[str] = field(default_factory=Counter)
     averaging: Averaging | None = None
     queries: Counter[Any] = field(default_factory=Counter)
+    early_stop: EarlyStop | None = None
+    taken: Counter[Taken] = field(default_factory=Counter)
+    halving: bool = False
 
     def streams(self, labels: Labels, restarts: Labels) -> Streams:
         """One random stream per (label, restart)."""
