@@ -15,8 +15,8 @@ from mi_audit.nn.halving import ROUNDS
 
 Saving = Literal["early_stop", "halving"]
 LIMITS: Mapping[Saving, str] = {
-    "early_stop": "Latents left the searches of white-box attacks early (--early-stop), when the loss on the target had "
-    "practically ceased to fall. An evaluator, which that loss does not know, may have accepted more of them after all "
+    "early_stop": "Latents left the searches of white-box attacks (--early-stop) when their loss on the target had all "
+    "but ceased to fall. An evaluator, which that loss does not know, may have accepted more of them after all "
     "steps: an attack that stops early can look weaker than it is. The steps that were saved stand beside each attack.",
     "halving": "Candidates were ranked in rounds (--halving): one that would have been among the best under all views "
     "may have been dropped after a part of them.",

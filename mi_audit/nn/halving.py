@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mi_audit.core.types import Labels, PerSample
 
-ROUNDS = ((0.1, 1 / 2), (0.3, 1 / 4))  # after this share of the views, go on with this share of the candidates
+ROUNDS = ((10, 50), (30, 25))  # after so many percent of the views, go on with so many percent of the candidates
 
 
 class Round(NamedTuple):
@@ -40,7 +40,7 @@ def rounds(candidates: int, keep: int, views: int, *, halving: bool) -> tuple[Ro
     found: list[Round] = []
     seen, left = 0, candidates
     for share, part in ROUNDS if halving else ():
-        until, fewer = math.ceil(share * views), max(keep, math.ceil(part * candidates))
+        until, fewer = math.ceil(share * views / 100), max(keep, math.ceil(part * candidates / 100))
         if seen < until < views and fewer < left:
             found.append(Round(left, range(seen, until)))
             seen, left = until, fewer
