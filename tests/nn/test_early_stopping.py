@@ -124,7 +124,7 @@ def test_rows_keep_stream_start_and_memory_of_the_optimiser():
         return torch.maximum(latents, start - 30)
 
     labels = [2, 0, 1, 0, 2]
-    slots = {"views": (noisy,), "tether": tether, "penalty": lambda latents, streams, step: latents[:, 1] / 50}
+    slots = {"views": (noisy,), "tether": tether, "penalty": lambda latents, *_: latents[:, 1] / 50}
     found = search(labels, Run(early_stop=RULE), descent(**slots))
     for row, label in enumerate(labels):
         alone = search([label], Run(batch_size=1, early_stop=RULE), descent(**slots))

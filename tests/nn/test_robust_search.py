@@ -9,7 +9,8 @@ from tests.toy import ToyPrior, target
 
 SEARCH = RobustSearch(
     pool=32, truncation=0.5, restarts=4, steps=10, lr=0.1, betas=(0.1, 0.1), crop=1.0,
-    gentle=RandomCrop((0.9, 1.0), name="gentle"), harsh=RandomCrop((0.5, 0.9), name="harsh"), views=4, keep=1, mirror=False,
+    gentle=RandomCrop((0.9, 1.0), name="gentle"), harsh=RandomCrop((0.5, 0.9), name="harsh"), views=4, keep=1,
+    mirror=False,
 )  # fmt: skip
 
 
