@@ -17,6 +17,7 @@ from mi_audit.core.report import StepFacts
 from mi_audit.core.run import Run
 from mi_audit.core.target import LabelOnlyTarget
 from mi_audit.store.files import digest
+from tests.toy import ToyPrior, target
 
 PLAN = Plan(model=ModelPlan(ref="face.safetensors"), private="a", public="b")
 BOTH = replace(PLAN, early_stop=True, halving=True)
@@ -50,13 +51,15 @@ def test_savings_are_settings_of_attacks_and_of_controls_that_attack():
 
 
 def test_the_search_gets_the_run_that_saves():
-    seen = []
-    one = replace(contender("ppa", PPA(), (0,)), search=lambda *given: seen.append(given))
-    run = Run(batch_size=3)
-    one.saving(replace(PLAN, early_stop=True)).search("target", "prior", torch.tensor([1]), run)
-    ((target, prior, _, given),) = seen
-    assert (target, prior) == ("target", "prior") and given.early_stop == EarlyStop() and not given.halving
-    assert given.taken is run.taken and given.batch_size == 3  # one ledger
+    attack = PPA(**PPA.smoke, flips=False)
+    plain, run = Run(), Run()
+    one = contender("ppa", attack, (0,))
+    one.saving(PLAN).search(target(), ToyPrior(), torch.tensor([1]), plain)
+    one.saving(replace(PLAN, early_stop=True)).search(target(), ToyPrior(), torch.tensor([1]), run)
+    assert not plain.taken
+    assert {(key.stage, key.asked) for key in run.taken} == {("optimise", 30)} and run.taken.total() == 4
+    given = Savings(EarlyStop(), halving=True).granted(run)
+    assert given.early_stop == EarlyStop() and given.halving and given.taken is run.taken  # one ledger
 
 
 def test_what_changes_nothing_is_said():
@@ -77,8 +80,8 @@ def test_steps_of_all_jobs_by_stage():
     second = taken_facts({Taken("descend", 100, 40): 1})
     assert first[0] == {"stage": "descend", "asked": 100, "taken": 30, "whole": "", "rows": 2}
     assert step_facts([first, second, []]) == (
-        StepFacts(stage="descend", asked=100, rows=4, stopped=0.75, mean=50, median=35),  # 30, 30, 40, 100
-        StepFacts(stage="fine", asked=9, rows=3, stopped=0, mean=9, median=9, note="why"),
+        StepFacts(stage="descend", asked=100, rows=4, stopped=0.75, mean=50.0, median=35.0),  # 30, 30, 40, 100
+        StepFacts(stage="fine", asked=9, rows=3, stopped=0.0, mean=9.0, median=9.0, note="why"),
     )
     assert step_facts([[], []]) == ()
 
