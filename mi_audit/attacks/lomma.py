@@ -160,9 +160,6 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         with torch.no_grad():
             images = run.map(space.decode, latents).float()
             scores = run.map(target.scores, images)
-        views = run.averaging.count if run.averaging else 1
-        passes = len(self._students(prior)) * self.sample_steps * len(classes) * views
-        run.work.update(student_forward=passes, student_backward=passes)
         run.work.update(generator_forward=len(images), target_forward=len(images))
         return Reconstructions(images, labels, scores.gather(1, labels[:, None]).squeeze(1), (found.curve,))
 
@@ -190,6 +187,7 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
             decode=decode,
             identity=identity,
             realism=(lambda images: self.critic_weight * prior.prior.realism(images)) if self.critic_weight else None,
+            students=len(students),
             identity_weight=self.identity_weight,
             reference_batch=self.reference_batch,
             optimiser=Nesterov(self.lr, self.momentum),

@@ -12,6 +12,7 @@ from mi_audit.audit import registry
 from mi_audit.audit.control import measure_permuted, permuted
 from mi_audit.audit.jobs import JobFailure, JobResult, Outcome
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.savings import step_facts
 from mi_audit.audit.scene import Scene
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.metric import Evidence, Judge, Verification
@@ -102,6 +103,7 @@ def measure_attack(
         work=_total(results, "work"),
         curves=_curves(results),
         precision=precision_of(results),
+        steps=step_facts([result.facts.get("steps", []) for result in results]),  # type: ignore[misc]
         flags=_flags(acceptance) if facts["role"] == "attack" else (),
         failed=failed,
         pictures=_pictures(scene, gallery, evidence, results, accepted, folder),

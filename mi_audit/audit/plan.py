@@ -146,6 +146,8 @@ class Plan:
         positive_control: Attack a model that leaks on purpose as well; None does so under the profile
             `thorough` and the policy `audit-v1`.
         declared_accuracy: Test accuracy of the model according to its owner, a share; None is not declared.
+        early_stop: Latents leave a gradient search when their loss has ceased to fall.
+        halving: Candidates are ranked in rounds that drop the worse ones.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
@@ -184,6 +186,8 @@ class Plan:
     declared_accuracy: float | None = None
     views: int = 1
     view_kind: Literal["paa", "taa", "erase"] = "taa"
+    early_stop: bool = False
+    halving: bool = False
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"

@@ -13,6 +13,7 @@ from mi_audit.audit.fitting import Knowledge
 from mi_audit.audit.jobs import Job, Outcome, Step, execute
 from mi_audit.audit.measure import Gallery, measure_attack
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.savings import Saving, Savings, open_to, savings_of, taken_facts
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
@@ -45,12 +46,33 @@ class Contender:
         version: Code version of the method.
         search: Reconstructs the classes of one job, given target, prior, classes and run.
         access: Cuts the target to what the method may see.
+        uses: Which savings change anything about it.
     """
 
     facts: Mapping[str, Any]
     version: int
     search: Callable[[Any, Any, Tensor, Run], Reconstructions]
     access: Callable[[Any], Any]
+    uses: frozenset[Saving] = frozenset()
+
+    def saving(self, plan: Plan) -> "Contender":
+        """The same, leaving out what the plan wants left out; that is a setting like its own."""
+        savings = savings_of(plan, self.uses)
+        if savings == Savings():
+            return self
+        facts = {**self.facts, "settings": self.facts["settings"] | savings.settings}
+        return replace(self, facts=facts, search=partial(_granted, self.search, savings))
+
+
+def _granted(
+    search: Callable[[Any, Any, Tensor, Run], Reconstructions],
+    savings: Savings,
+    target: LabelOnlyTarget,
+    prior: Prior,
+    classes: Tensor,
+    run: Run,
+) -> Reconstructions:
+    return search(target, prior, classes, savings.granted(run))
 
 
 def averaging_of(plan: Plan, attack: Attack[Any, Any]) -> Averaging | None:
@@ -74,7 +96,8 @@ def contender(
         "settings": as_settings(attack) | views,
         "seeds": tuple(seeds),
     }
-    return Contender(facts, attack.version, partial(_searched, attack, averaging), partial(restricted, access=access))
+    searched, seen = partial(_searched, attack, averaging), partial(restricted, access=access)
+    return Contender(facts, attack.version, searched, seen, open_to(attack))
 
 
 def _searched(
@@ -188,7 +211,7 @@ class Task:
             "curves": [asdict(curve) for curve in found.curves],
             "precision": [asdict(decision) for decision in run.decisions],
         }
-        return tensors, facts
+        return tensors, facts | ({"steps": taken_facts(run.taken)} if run.taken else {})
 
     def _run(self, job: Job, on_step: Step) -> Run:
         label = f"{job.attack}, seed {job.seed}, classes {job.classes[0]}-{job.classes[-1]}"
@@ -222,6 +245,7 @@ class Runner:
 
         With a `permutation` of the classes the measurements of its control of permuted labels come second.
         """
+        one = one.saving(self.scene.plan)
         scene, name = self.scene, str(one.facts["name"])
         jobs = list(self._jobs(one, priors))
         scene.progress.stage(f"{name}{f' on the {self.folder} model' if self.folder else ''}: {len(jobs)} job(s)")

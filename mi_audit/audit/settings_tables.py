@@ -125,6 +125,13 @@ class RunTable(Table):
     view_kind: Literal["paa", "taa", "erase"] = Field(
         default="taa", description="what those views are: paa adds noise, taa crops and turns, erase fills squares"
     )
+    early_stop: bool = Field(
+        default=False,
+        description="latents leave a white-box search when their loss has ceased to fall; faster, and may find less",
+    )
+    halving: bool = Field(
+        default=False, description="rank candidates in rounds that drop the worse half before they saw all views"
+    )
     prior_profile: Literal["quick", "standard"] | None = Field(
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]
     )

@@ -115,6 +115,28 @@ class PrecisionFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """How far the latents of one stage of an attack went when they may stop early.
+
+    Attributes:
+        stage: Name of the search.
+        asked: Steps of the whole search.
+        rows: Latents.
+        stopped: Share of them that stopped early.
+        mean, median: Steps taken.
+        note: Why none of them may; empty when they may.
+    """
+
+    stage: str
+    asked: int
+    rows: int
+    stopped: float
+    mean: float
+    median: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """The attacker's surest reconstruction of a class and the private image nearest to it.
 
@@ -144,6 +166,7 @@ class AttackResult:
         prior, paper, settings: Recipe of the prior, citation, hyper-parameters as run.
         measurements: Among them `target_acceptance`: the share the target itself assigns to the class.
         queries, work: Images the target was asked about, by access; images passed through each network.
+        steps: How far searches went, stage by stage, when latents may stop early; else empty.
         flags: Reasons to distrust the numbers, such as an attack that did not converge.
         failed: Jobs that failed, with the error.
         over_control: The attack minus each of its controls, paired by class and seed; the protocol names the control.
@@ -168,6 +191,7 @@ class AttackResult:
     over_control: tuple[Measurement, ...] = ()
     precision: tuple[PrecisionFacts, ...] = ()
     note: str = ""
+    steps: tuple[StepFacts, ...] = ()
 
     def measurement(self, name: str) -> Measurement | None:
         """The measurement called `name`, or None."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mi_audit.core.arithmetic import Arithmetic, Decision
+from mi_audit.core.early_stop import EarlyStop, Taken
 from mi_audit.core.errors import ConfigError, OutOfMemory
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Labels
@@ -80,6 +81,9 @@ class Run:
         queries: Where the target counts its queries, so that those of a chunk that did not fit are not counted twice.
         precision: What the networks of searches are to compute in, where that changes little; all else is exact.
         decisions: What was decided about it, search by search; empty in single precision.
+        early_stop: When a latent leaves a gradient search before its last step; None never.
+        taken: Rows by the steps they took; empty without `early_stop`.
+        halving: Rank candidates in rounds, and drop the worse ones before all views of the ranking were seen.
     """
 
     seed: int = 0
@@ -90,6 +94,9 @@ class Run:
     queries: Counter[Any] = field(default_factory=Counter)
     precision: Arithmetic = "32"
     decisions: list[Decision] = field(default_factory=list)
+    early_stop: EarlyStop | None = None
+    taken: Counter[Taken] = field(default_factory=Counter)
+    halving: bool = False
 
     def streams(self, labels: Labels, restarts: Labels) -> Streams:
         """One random stream per (label, restart)."""

@@ -252,3 +252,21 @@ def test_an_attack_without_a_prior_is_audited_like_the_others(digits: Path, cach
     assert not any(one.failed for one in report.attacks) and report.attacks[0].prior == "pixels"
     assert [prior.settings["recipe"].partition(":")[0] for prior in report.priors] == ["no prior"]
     assert report.attacks[0].queries == {"score": 2, "white-box": 24}
+
+
+def test_savings_make_other_jobs_and_are_told(run, digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, classes="3", controls=())
+    report = run_attack(replace(plan, early_stop=True, halving=True))
+    for attack in report.attacks:
+        plain = next(one for one in run[1].attacks if one.name == attack.name)
+        assert ("early_stop_window" in attack.settings, "early_stop_window" in plain.settings) == (True, False)
+        assert ("halving" in attack.settings) is (attack.name == "ppa") and plain.steps == ()
+        (steps,) = attack.steps
+        assert steps.asked == attack.settings["steps"] and steps.rows == attack.settings["restarts"]
+        assert attack.work["generator_backward"] == pytest.approx(steps.mean * steps.rows)
+        names = {file.name for out in (run[0], tmp_path / "run") for file in out.glob(f"jobs/{attack.name}-s0-c0003*")}
+        assert len(names) == 2
+    assert any("--early-stop" in text for text in report.limits)
+    assert not any("--early-stop" in text for text in run[1].limits)
+    (file,) = (tmp_path / "run").glob("jobs/gmi-s0-c0003*.safetensors")
+    assert [entry["stage"] for entry in RunFolder(tmp_path / "run").read_job(file.stem)[1]["steps"]]
