@@ -14,14 +14,9 @@ from mi_audit.priors.stylegan2 import StyleGAN2
 from mi_audit.store.cache import Cache
 from mi_audit.store.weights import write_weights
 from mi_audit.train import gan
-from tests import toy
+from tests.toy import public
 
 TINY = Shape(size=64, channels=3, widths=(6, 5, 4, 3, 3), latent=5, style=4, depth=2)
-
-
-def public(size: int = 32, channels: int = 3) -> Dataset:
-    data = toy.dataset(per_class=2, size=size)
-    return replace(data, pixels=data.pixels[:, :channels].contiguous())
 
 
 def fitted(recipe: StyleGAN2, data: Dataset, seed: int = 0, **more) -> dict[str, torch.Tensor]:
