@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.report import Interval, Quantity
 from mi_audit.nn.intervals import clopper_pearson
-from mi_audit.nn.modes import evaluating
+from mi_audit.nn.modes import evaluating, keeping_modes
 from mi_audit.nn.output_rules import answer
 from mi_audit.store.targets import LoadedModel
 
@@ -22,21 +22,21 @@ def accuracy(model: nn.Module, data: Dataset, device: str, batch_size: int = 256
 def measured_accuracy(model: LoadedModel, data: Dataset, device: str, batch_size: int = 256) -> Quantity:
     """As `accuracy`, of what is released: where the model answers through an output rule, its labels are counted.
 
-    The model, which is on `device`, is left in the mode it was in.
+    The model, which is on `device`, is left in the mode it was in, whatever happens.
     """
     if answer(model.edits) is None:
         return accuracy(model.classifier, data, device, batch_size)
-    training = {module: module.training for module in model.classifier.modules()}
     learning = {parameter: parameter.requires_grad for parameter in model.classifier.parameters()}
-    target = model.target()
     hits = torch.zeros((), dtype=torch.int64, device=device)
-    for start in range(0, len(data), batch_size):
-        rows = slice(start, start + batch_size)
-        hits += (target.labels(data.images(rows, device)) == data.labels[rows].to(device)).sum()
-    for module, mode in training.items():
-        module.training = mode
-    for parameter, learns in learning.items():
-        parameter.requires_grad_(learns)
+    with keeping_modes(model.classifier):
+        try:
+            target = model.target()
+            for start in range(0, len(data), batch_size):
+                rows = slice(start, start + batch_size)
+                hits += (target.labels(data.images(rows, device)) == data.labels[rows].to(device)).sum()
+        finally:
+            for parameter, learns in learning.items():
+                parameter.requires_grad_(learns)
     return _share(int(hits), data)
 
 
