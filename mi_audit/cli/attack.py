@@ -140,8 +140,8 @@ def resume(
 
         if wanted or exit_zero:
             raise ConfigError(
-                f"expected neither --report nor --exit-zero for the profile in {path}, got one; leave it out, and write "
-                "the profile with `mi-audit report` once it is there"
+                f"expected neither --report nor --exit-zero for the profile in {path}, got one; leave it out "
+                "and write the profile with `mi-audit report` once it is there"
             )
         go_on(saved, path)
         return

@@ -94,7 +94,17 @@ def go_on(saved: Mapping[str, object], path: Path) -> None:
     known = {each.name for each in fields(FisherPlan)} - {"plan"}
     if not isinstance(about, dict) or not isinstance(plan, dict) or set(about) != known:
         raise ConfigError(f"expected a plan of a profile of this version in {path}, got another; repeat the command")
-    _run(current(), FisherPlan(plan=replace(plan_from_json(plan), out=path), **about))
+    from pydantic import TypeAdapter, ValidationError
+
+    whole = {**about, "plan": replace(plan_from_json(plan), out=path)}
+    try:
+        wanted = TypeAdapter(FisherPlan).validate_python(whole, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"expected a plan of a profile in {path}, got {first['loc'][0]}: {first['msg']}; repeat the command"
+        ) from error
+    _run(current(), wanted)
 
 
 def _wanted(

@@ -68,8 +68,8 @@ class ATAT(Defense):
         "Images lie in [0, 1] instead of [-1, 1], so reach and step are half of the published 5e-4 and 1e-4.",
         "The search for the push runs in eval mode; the published one runs in training mode, where every sign step "
         "moves the running statistics of batch norms and draws new dropout.",
-        "The search and the forward pass of the term are computed in true single precision: bfloat16 and TF32 round such "
-        "a push away. The backward pass to the weights is the trainer's, in which TF32 may round.",
+        "The search and the forward pass of the term are computed in true single precision: bfloat16 and TF32 round "
+        "such a push away. The backward pass to the weights is the trainer's, in which TF32 may round.",
     )
 
     accept_fragility: bool = False

@@ -64,13 +64,14 @@ def stated_recipe(stated: Mapping[str, object]) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
-            f"expected a valid {'.'.join(map(str, first['loc']))} in the recipe of the manifest, got {first['input']!r}: "
-            f"{first['msg']}; correct it"
+            f"expected a valid {'.'.join(map(str, first['loc']))} in the recipe of the manifest, "
+            f"got {first['input']!r:.80}: {first['msg']}; correct it"
         ) from error
     require_finite(found)
-    if min(found.epochs, found.batch_size) < 1 or min(found.lr, found.clip or 1) <= 0 or found.weight_decay < 0:
+    above = (found.epochs, found.batch_size, found.lr, 1 if found.clip is None else found.clip)
+    if min(above) <= 0 or found.weight_decay < 0:
         raise ConfigError(
-            f"expected epochs, batch_size, lr and clip above 0 and weight_decay >= 0 in the recipe of the manifest, got "
-            f"{found}; correct it"
+            "expected epochs, batch_size, lr and clip above 0 and weight_decay >= 0 in the recipe of the manifest, "
+            f"got {found}; correct it"
         )
     return found

@@ -180,3 +180,12 @@ def test_gates_of_removed_skip_connections_are_open_after_public_weights_came_in
     assert torch.equal(net.features[0][0].weight, public.features[0][0].weight)
     assert all(torch.equal(block.layer_scale, torch.ones(24, 1, 1)) for block in net.features[5])
     assert net.features[3][0].layer_scale.max() < 1e-5
+
+
+def test_the_manifest_says_in_which_precision_a_private_training_computed(scene, tmp_path):
+    recipe = Recipe(epochs=1, precision="bf16")
+    private = compose("dp-sgd", {"epsilon": 50.0, "accountant": "rdp", "secret": False})
+    made = retrained(scene, Retraining(private, None, recipe), 0, tmp_path / "private.safetensors", "defended")
+    assert made.defense["recipe"] == {**recipe.__dict__, "precision": "32"}
+    plain = retrained(scene, Retraining(UNDEFENDED, None, recipe), 0, tmp_path / "plain.safetensors", "undefended")
+    assert plain.defense["recipe"] == recipe.__dict__
