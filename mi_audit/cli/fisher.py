@@ -98,7 +98,7 @@ def go_on(saved: Mapping[str, object], path: Path) -> None:
 
     whole = {**about, "plan": replace(plan_from_json(plan), out=path)}
     try:
-        wanted = TypeAdapter(FisherPlan).validate_python(whole, strict=True)
+        wanted = TypeAdapter(FisherPlan).validate_python(whole)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(

@@ -1,5 +1,6 @@
 """How to train a classifier."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,13 +55,13 @@ class Recipe:
 
 
 def stated_recipe(stated: Mapping[str, object]) -> Recipe:
-    """The recipe that a manifest states, with every value checked: anybody can write one.
+    """The recipe that a manifest states in values of JSON, every one of them checked: anybody can write a manifest.
 
     Raises:
         ConfigError: A value is of another type or out of range.
     """
     try:
-        found = TypeAdapter(Recipe).validate_python(dict(stated), strict=True)
+        found = TypeAdapter(Recipe).validate_json(json.dumps(dict(stated)), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(

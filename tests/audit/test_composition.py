@@ -120,7 +120,7 @@ def test_settings_go_to_their_part():
         ("term+plain", {}, "got term with plain: it undoes it"),
         ("plain+term", {}, "got term with plain: it undoes it"),
         ("private+term", {}, "expected private with the loss of each picture alone, got term, whose term would escape"),
-        ("private+longer", {}, "with one phase, got longer with the phase refinement, which would spend the .* once more"),
+        ("private+longer", {}, "got longer with the phase refinement, which would spend the .* once more"),
         ("term+other-term", {}, "expected one number of pictures per class"),
     ],
 )  # fmt: skip
