@@ -66,7 +66,7 @@ def test_stands_alone_in_its_slot_and_names_what_it_breaks():
     assert Slot.STEP in DPSGD.slots and Slot.STEP.exclusive
     assert {"bido", "atat", "trap-mid"} == set(DPSGD.excludes)
     (doubt,) = compose("dp-sgd+negls", {}).doubts
-    assert doubt.startswith("negls with dp-sgd has no published measurement: ")
+    assert doubt.startswith("dp-sgd with negls has no published measurement: ")
     assert DPSGD().secret
 
 
