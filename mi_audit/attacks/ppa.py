@@ -52,6 +52,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     )
     smoke: ClassVar = {"pool": 32, "restarts": 4, "keep": 2, "steps": 30, "views": 4, "lr": 0.1}
     quick: ClassVar = {"pool": 2000, "restarts": 8, "keep": 5, "steps": 60, "views": 25}
+    ranks: ClassVar = True
     prior: ClassVar = "gmi-gan"
     cost: ClassVar = "280 steps through generator and target, 400 target views; shared pool of 5000"
     deviations: ClassVar = (
@@ -122,5 +123,6 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
             gentle=RandomCrop(self.gentle, name="gentle"),
             harsh=RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh"),
             views=self.views,
+            keep=self.keep,
             mirror=self.flips,
         )

@@ -75,6 +75,7 @@ class PPDGMI(Attack[WhiteBoxTarget, TunablePrior]):
         "project_steps": 100, "project_lr": 0.03, "tune_steps": 50,
         "restarts": 8, "keep": 5, "steps": 60, "views": 25,
     }  # fmt: skip
+    ranks: ClassVar = True
     prior: ClassVar = "gmi-gan"
     cost: ClassVar = (
         "140 steps through generator and target, 200 target views; per class 2250 steps of the generator and a pool of "
@@ -175,6 +176,7 @@ class PPDGMI(Attack[WhiteBoxTarget, TunablePrior]):
             gentle=RandomCrop(self.gentle, name="gentle"),
             harsh=RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh"),
             views=self.views,
+            keep=max(self.keep, self.pseudo),
             mirror=self.flips,
         )
 

@@ -1,7 +1,6 @@
 """The same defense with every value of one setting, beside one undefended twin: utility against leakage."""
 
 import os
-import secrets
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from mi_audit.core.errors import AuditError, ConfigError, StorageError
 from mi_audit.core.report import Comparison
 from mi_audit.core.sweep import Sweep, SweepFailure, SweepPoint, TwinPoint
 from mi_audit.nn.freezing import parse
+from mi_audit.store.drafts import draft_of
 from mi_audit.store.files import make_folder, storage_error
 from mi_audit.store.runs import RunFolder
 from mi_audit.store.sweeps import SWEEP_FILE, write_sweep
@@ -239,7 +239,7 @@ def _bring_twin(folder: Path, name: str, ran: list[str], *, only: bool) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """Put the content of `source` at `target` in one step, sharing the space on disk where the file system can."""
-    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    draft = draft_of(target)
     try:
         make_folder(target.parent)
         try:

@@ -1,7 +1,6 @@
 """What happens to a result: reports are written, a summary is printed, and the gate becomes the exit code."""
 
 import io
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from mi_audit.cli.session import Session, current, emit, say, stdout
 from mi_audit.core.errors import ConfigError, StorageError
 from mi_audit.core.report import AuditReport, Comparison
+from mi_audit.store.times import read_times
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -204,7 +204,9 @@ _PLAIN: Mapping[Format, Callable[[Result], str]] = {
 
 
 def read_timing(folder: Path | None) -> dict[str, Any] | None:
-    file = folder / "timing.json" if folder is not None else None
-    if file is None or not file.is_file():
+    """The clock time of a run; None, after a warning, when its file is damaged."""
+    try:
+        return None if folder is None else read_times(folder)
+    except StorageError as error:
+        say(str(error), "warning", "yellow")
         return None
-    return json.loads(file.read_text(encoding="utf-8"))

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mi_audit.core.prior import Prior, StylePrior
 from mi_audit.core.random import Streams
@@ -12,6 +14,7 @@ from mi_audit.core.run import Run
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, Latents, PerSample
 from mi_audit.nn.descent import Descended, Descent
+from mi_audit.nn.halving import ranking, rounds
 from mi_audit.nn.objectives import poincare
 from mi_audit.nn.optimisers import Adam
 from mi_audit.nn.pool import Pool
@@ -44,6 +47,7 @@ class RobustSearch:
         gentle: Crops to optimise under.
         harsh: Crops to rank by.
         views: Crops averaged in the ranking.
+        keep: Latents per class that the caller goes on with; ranking in rounds drops none of the best that many.
         mirror: Score random latents by their mirror images, too.
     """
 
@@ -57,10 +61,13 @@ class RobustSearch:
     gentle: RandomCrop
     harsh: RandomCrop
     views: int
+    keep: int
     mirror: bool
 
     def search(self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run) -> Ranked:
         """All `restarts` latents of every class.
+
+        With `run.halving` those that a round of the ranking dropped come last, with what was seen of them.
 
         Raises:
             Diverged: A loss became NaN or infinite.
@@ -70,10 +77,7 @@ class RobustSearch:
         pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.mirror)
         start = pool.draw(target, prior, classes, self.restarts, run).best
         latents, curve = self.descend(target, prior, start, labels, streams, run)
-        robustness = self._robustness(target, prior, latents, labels, streams, run)
-
-        ranked = robustness.view(-1, self.restarts).sort(dim=1, descending=True, stable=True).indices  # k restarts
-        rows = (torch.arange(len(classes), device=classes.device)[:, None] * self.restarts + ranked).flatten()
+        rows, robustness = self._ranked(target, prior, latents, labels, streams, run)
         return Ranked(latents[rows], labels, robustness[rows], curve)
 
     def descend(
@@ -108,27 +112,36 @@ class RobustSearch:
         return Reconstructions(images, ranked.labels[kept], ranked.robustness[kept], (ranked.curve,))
 
     @torch.no_grad()
-    def _robustness(
+    def _ranked(
         self, target: WhiteBoxTarget, prior: Prior, latents: Latents, labels: Labels, streams: Streams, run: Run
-    ) -> PerSample:
-        """Mean probability of the label over heavy random crops: images times views, in one stream of full batches."""
+    ) -> tuple[Labels, PerSample]:
+        """The rows, ordered by class and within each most robust first, and the robustness of every row.
 
-        def judge(rows: range, latents: Latents, labels: Labels, streams: Streams) -> PerSample:
-            images = self._decode(prior, latents)
+        Robustness is the mean probability of the label over heavy random crops: images times views, in one stream of
+        full batches.
+        """
+        plan = rounds(self.restarts, self.keep, self.views, halving=run.halving)
+        classes = len(labels) // self.restarts
+        total = classes * sum(part.candidates * len(part.views) for part in plan)
 
-            def score(image: Labels, view: Labels) -> PerSample:
-                scores = target.scores(self.harsh(images[image], streams[image], view))
-                return scores.gather(1, labels[image, None]).squeeze(1)
+        def judged(rows: Labels, views: range, done: int) -> Float[Tensor, "rows views"]:
+            def judge(part: range, latents: Latents, labels: Labels, streams: Streams) -> Float[Tensor, "b views"]:
+                images = self._decode(prior, latents)
 
-            index = torch.arange(len(rows), device=latents.device).repeat_interleave(self.views)
-            view = torch.arange(self.views, device=latents.device).repeat(len(rows))
-            means = run.map(score, index, view).view(-1, self.views).mean(dim=1)
-            run.on_step("select", rows.stop, total)
-            return means
+                def score(image: Labels, view: Labels) -> PerSample:
+                    scores = target.scores(self.harsh(images[image], streams[image], view))
+                    return scores.gather(1, labels[image, None]).squeeze(1)
 
-        total = len(labels)
-        run.work.update(generator_forward=total, target_forward=total * self.views)
-        return run.map(judge, range(total), latents, labels, streams)
+                index = torch.arange(len(part), device=latents.device).repeat_interleave(len(views))
+                view = torch.arange(views.start, views.stop, device=latents.device).repeat(len(part))
+                scores = run.map(score, index, view).view(-1, len(views))
+                run.on_step("select", done + part.stop * len(views), total)
+                return scores
+
+            run.work.update(generator_forward=len(rows), target_forward=len(rows) * len(views))
+            return run.map(judge, range(len(rows)), latents[rows], labels[rows], streams[rows])
+
+        return ranking(judged, plan, classes, labels.device)
 
     def _decode(self, prior: Prior, latents: Latents) -> Images:
         """What every stage judges, and what is returned."""

@@ -89,6 +89,27 @@ def test_one_step_of_cross_entropy_by_hand():
     torch.testing.assert_close(gradient, expected)
 
 
+def test_aims_at_a_confidence_from_either_side():
+    # Softmax of 4 s: with s near 1/2 the class has e^2 against three times e^2, so p is near 1/4 for both networks.
+    start, gradient = one_step(loss="confidence", confidence=0.9)
+    _, unsure = one_step(loss="confidence", confidence=0.01)
+    s, label = start.sigmoid(), torch.tensor([1.0, 0, 0, 0])
+    expected = (4 * ((4 * s).softmax(dim=1) - label) + 2 * ((2 * s).softmax(dim=1) - label)) / 2 * s * (1 - s)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(unsure, -expected)
+
+
+def test_students_alone_are_searched_without_the_slope_of_the_target():
+    known = surrogates(scaled(0.5), scaled(1.75))  # slopes of 2 and 7; that of the target is 4
+    start, gradient = one_step(known=known, feature_weight=0.0, students_only=True)
+    expected = torch.tensor([-4.5, 0, 0, 0]) * start.sigmoid() * (1 - start.sigmoid())
+    torch.testing.assert_close(gradient, expected)
+    with pytest.raises(ConfigError, match="students"):
+        LOMMA(students_only=True, augment=False)
+    with pytest.raises(ConfigError, match="confidence"):
+        LOMMA(confidence=1.0)
+
+
 def test_every_network_weighs_the_same_and_without_augmentation_only_the_target_counts():
     students = {"known": surrogates(scaled(0.5), scaled(1.75)), "feature_weight": 0.0}
     for settings, slope in (({}, -(4 + 2 + 7) / 3), ({"augment": False}, -4)):
@@ -187,5 +208,7 @@ def test_ships_the_published_settings():
 
 
 def test_logits_and_students_get_around_defenses_that_spoil_gradients():
-    assert LOMMA().adaptive_to == ("negls", "rolss", "ssf", "tts")
+    assert LOMMA().adaptive_to == ("loft", "rolss", "ssf", "tts", "negls")
+    assert LOMMA(loss="confidence").adaptive_to == ("loft", "rolss", "ssf", "tts", "ca")
+    assert LOMMA(students_only=True).adaptive_to[-1] == "trap-mid"
     assert LOMMA(augment=False).adaptive_to == LOMMA(loss="cross-entropy").adaptive_to == ()

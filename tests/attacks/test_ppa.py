@@ -100,7 +100,7 @@ def test_charges_one_query_per_image():
 def test_reports_progress_of_every_stage_to_its_end():
     last = {}
     attack(Run(batch_size=5, on_step=lambda stage, done, total: last.update({stage: (done, total)})))
-    assert last == {"pool": (32, 32), "optimise": (480, 480), "select": (16, 16)}
+    assert last == {"pool": (32, 32), "optimise": (480, 480), "select": (64, 64)}  # pictures, and views of them
 
 
 def moved(prior, **settings):

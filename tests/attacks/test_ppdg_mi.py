@@ -153,7 +153,7 @@ def test_reports_progress_of_every_stage_to_its_end():
     attack(Run(batch_size=3, on_step=lambda *what: told.append(what)), rounds=3, classes=(0, 1))
     last = {stage: (done, total) for stage, done, total in told}
     each = 2 * 20 + 2 * 10 + 4 * 30  # sample-steps of a later round of one class
-    assert last == {"pool": (32, 32), "optimise": (240, 240), "select": (8, 8), "refine": (4 * each, 4 * each)}
+    assert last == {"pool": (32, 32), "optimise": (240, 240), "select": (32, 32), "refine": (4 * each, 4 * each)}
     refined = [done for stage, done, _ in told if stage == "refine"]
     assert refined == sorted(refined)
     assert replace(SMOKE, rounds=3).sample_steps == 4 * 30 + 2 * each

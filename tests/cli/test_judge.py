@@ -51,6 +51,13 @@ def test_gate_against_a_baseline(cli, saved):
     assert cli("gate", "plain", "--baseline", "plain", "--max-regression", "0.5").exit_code == 0
 
 
+def test_a_damaged_timing_costs_a_warning_not_the_report(cli, saved):
+    (saved / "plain" / "timing.json").write_text("{")
+    done = cli("report", "plain", "-f", "text")
+    assert done.exit_code == 0 and done.stdout
+    assert done.stderr.startswith("warning: expected seconds by stage and job, got a damaged file")
+
+
 def test_gate_writes_reports_and_leaves_the_result_alone(cli, saved):
     before = (saved / "plain" / "result.json").read_bytes()
     cli("gate", "plain", "--fail-on", "attack_acc1 > 0.10", "--report", "json:judged.json")
