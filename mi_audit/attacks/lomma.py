@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import AssistedPrior, CriticPrior, Surrogates
 from mi_audit.core.reconstruction import Reconstructions
@@ -104,6 +105,7 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
     reference_batch: int = 60
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if min(self.steps, self.restarts, self.reference_batch) < 1:
             raise ConfigError(
                 f"expected steps, restarts and reference_batch >= 1, "

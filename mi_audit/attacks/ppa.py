@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Prior
 from mi_audit.core.reconstruction import Reconstructions
@@ -83,6 +84,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     flips: bool = True
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 1 <= self.keep <= self.restarts <= self.pool:
             raise ConfigError(
                 f"expected 1 <= keep <= restarts <= pool, got {self.keep}, {self.restarts}, {self.pool}; change one"

@@ -8,6 +8,7 @@ import torch
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import TunablePrior
 from mi_audit.core.reconstruction import Curve, Reconstructions
@@ -116,6 +117,7 @@ class PPDGMI(Attack[WhiteBoxTarget, TunablePrior]):
     flips: bool = True
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 1 <= min(self.keep, self.pseudo) <= max(self.keep, self.pseudo) <= self.restarts <= self.pool:
             raise ConfigError(
                 f"expected 1 <= keep, pseudo <= restarts <= pool, got {self.keep}, {self.pseudo}, {self.restarts}, "

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from mi_audit.audit.composition import Composition
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.audit.versions import TRAINING, tool_versions
+from mi_audit.core.defense import Slot
 from mi_audit.nn.freezing import train_mode
 from mi_audit.nn.modes import keeping_modes
 from mi_audit.nn.skips_ratio import ratios
@@ -133,7 +134,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "resolved": made.frozen,
         **({"freeze_search": dict(how.search)} if how.search else {}),
         "doubts": list(composition.doubts),
-        "recipe": asdict(how.recipe),
+        "recipe": asdict(_in_force(how)),
         "phases": {name: {"place": place, **_course(fit)} for place, (name, fit) in enumerate(made.fit.phases, 1)},
         "init": made.init,
         **made.changed,
@@ -145,6 +146,12 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "adaptive_attack": composition.adaptive,
         "cautions": list(composition.cautions),
     }
+
+
+def _in_force(how: Retraining) -> Recipe:
+    """The recipe as it was followed: who takes the trainer's place computes in single precision, whatever was asked."""
+    steps = any(Slot.STEP in part.slots for part in how.composition.parts.values())
+    return replace(how.recipe, precision="32") if steps else how.recipe
 
 
 def batch_norm_policy(net: nn.Module) -> dict[str, object]:

@@ -96,7 +96,7 @@ def grid_of(plan: Plan) -> Grid:
     if plan.defend.sweep is None:
         raise ConfigError("expected --sweep NAME=VALUE,VALUE, got none; write for example --sweep freeze=40%,80%")
     grid = read_grid(plan.defend.sweep, plan.defend.method)
-    for value in grid.values if grid.parameter in ("freeze", "tldmi.freeze") else ():
+    for value in grid.values if grid.parameter == "freeze" else ():
         parse(value)
     return grid
 

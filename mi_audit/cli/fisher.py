@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -89,9 +89,20 @@ def go_on(saved: Mapping[str, object], path: Path) -> None:
         ConfigError: It is of another version.
     """
     about, plan = saved.get("fisher"), saved.get("plan")
-    if not isinstance(about, dict) or not isinstance(plan, dict):
-        raise ConfigError(f"expected a plan of a profile in {path}, got another; repeat the command")
-    _run(current(), FisherPlan(plan=replace(plan_from_json(plan), out=path), **about))
+    known = {each.name for each in fields(FisherPlan)} - {"plan"}
+    if not isinstance(about, dict) or not isinstance(plan, dict) or set(about) != known:
+        raise ConfigError(f"expected a plan of a profile of this version in {path}, got another; repeat the command")
+    from pydantic import TypeAdapter, ValidationError
+
+    whole = {**about, "plan": replace(plan_from_json(plan), out=path)}
+    try:
+        wanted = TypeAdapter(FisherPlan).validate_python(whole)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"expected a plan of a profile in {path}, got {first['loc'][0]}: {first['msg']}; repeat the command"
+        ) from error
+    _run(current(), wanted)
 
 
 def _wanted(

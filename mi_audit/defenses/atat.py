@@ -8,6 +8,7 @@ import torch
 
 from mi_audit.core.defense import MASKING, Defense, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels
 from mi_audit.nn.objectives import cross_entropy
@@ -66,7 +67,8 @@ class ATAT(Defense):
         "Images lie in [0, 1] instead of [-1, 1], so reach and step are half of the published 5e-4 and 1e-4.",
         "The search for the push runs in eval mode; the published one runs in training mode, where every sign step "
         "moves the running statistics of batch norms and draws new dropout.",
-        "The term is computed in true single precision: bfloat16 and TF32 round such a push away.",
+        "The search and the forward pass of the term are computed in true single precision: bfloat16 and TF32 round "
+        "such a push away. The backward pass to the weights is the trainer's, in which TF32 may round.",
     )
 
     accept_fragility: bool = False
@@ -76,6 +78,7 @@ class ATAT(Defense):
     steps: int = 5
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not self.accept_fragility:
             raise ConfigError(
                 "expected accept_fragility=true, got false: atat makes the model trivially attackable, whoever has it "

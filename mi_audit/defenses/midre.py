@@ -7,6 +7,7 @@ import torch
 
 from mi_audit.core.defense import Defense, Moment, Slot
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images, Labels
 from mi_audit.nn.erasing import HIGH, LOW, Fill, colour_of, erase
@@ -44,6 +45,7 @@ class MIDRE(Defense):
     fill: Fill = "paper"
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 0 < self.low <= self.high < 1:
             raise ConfigError(
                 f"expected 0 < low <= high < 1, got {self.low}, {self.high}; set for example midre.high=0.4"

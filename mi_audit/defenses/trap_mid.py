@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mi_audit.core.defense import Defense, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images, Labels, Scalar
 from mi_audit.nn.modes import evaluating
@@ -87,6 +88,7 @@ class TrapMID(Defense):
     augmentation: Augmentation = "faces"
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not (0 < self.opacity < 1 and 0 < self.weight < 1):
             raise ConfigError(
                 f"expected opacity and weight between 0 and 1, got {self.opacity}, {self.weight}; correct them"

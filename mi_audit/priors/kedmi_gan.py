@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress, TunablePrior
 from mi_audit.core.target import Access, WhiteBoxTarget
@@ -81,6 +82,7 @@ class KEDMIGan(PriorRecipe):
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if any(number is not None and number <= 0 for number in (self.steps, self.batch_size, self.lr)):
             raise ConfigError(
                 f"expected steps, batch_size and lr above 0, got {self}; correct the settings of kedmi-gan"

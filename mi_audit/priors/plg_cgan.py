@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import ConditionalPrior, LatentSpace, PriorRecipe, Progress
 from mi_audit.core.target import WhiteBoxTarget
@@ -82,6 +83,7 @@ class PLGCGan(PriorRecipe):
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if any(number is not None and number <= 0 for number in (self.top_n, self.steps, self.batch_size, self.lr)):
             raise ConfigError(
                 f"expected top_n, steps, batch_size and lr above 0, got {self}; correct the settings of plg-cgan"

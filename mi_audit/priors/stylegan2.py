@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError, DataError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import LatentSpace, Painting, PriorRecipe, Progress, StylePrior, StyleSpace, TunablePrior
 from mi_audit.core.target import WhiteBoxTarget
@@ -92,6 +93,7 @@ class StyleGAN2(PriorRecipe):
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        require_finite(self)
         numbers = (self.steps, self.batch_size, self.lr, self.gamma)
         if any(number is not None and number <= 0 for number in numbers) or (self.path_weight or 0) < 0:
             raise ConfigError(

@@ -182,6 +182,15 @@ def test_gates_of_removed_skip_connections_are_open_after_public_weights_came_in
     assert net.features[3][0].layer_scale.max() < 1e-5
 
 
+def test_the_manifest_says_in_which_precision_a_private_training_computed(scene, tmp_path):
+    recipe = Recipe(epochs=1, precision="bf16")
+    private = compose("dp-sgd", {"epsilon": 50.0, "accountant": "rdp", "secret": False})
+    made = retrained(scene, Retraining(private, None, recipe), 0, tmp_path / "private.safetensors", "defended")
+    assert made.defense["recipe"] == {**recipe.__dict__, "precision": "32"}
+    plain = retrained(scene, Retraining(UNDEFENDED, None, recipe), 0, tmp_path / "plain.safetensors", "undefended")
+    assert plain.defense["recipe"] == recipe.__dict__
+
+
 def test_the_manifest_says_how_much_came_over_scaled_shortcuts_and_what_batch_norms_did(scene, tmp_path):
     net = new_model("built-in:resnet18-small", num_classes=5, channels=1, size=32, mean=(0.5,), std=(0.5,), seed=0)
     small = replace(scene, model=net)
