@@ -263,6 +263,7 @@ def test_networks_follow_the_run():
 
 
 SEARCH = RobustSearch(
+    keep=1,
     pool=40, truncation=0.5, restarts=4, steps=10, lr=0.1, betas=(0.1, 0.1), crop=1.0,
     gentle=RandomCrop((0.9, 1.0), name="gentle"), harsh=RandomCrop((1.0, 1.0), name="harsh"), views=1, mirror=False,
 )  # fmt: skip
