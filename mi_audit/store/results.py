@@ -39,7 +39,7 @@ def read_result(path: Path) -> AuditReport | Comparison:
         raise _sweep(path)
     if not file.exists() and (path / FISHER_FILE).is_file():
         raise _profile(path)
-    data = read_json(file, "a result", "run `mi-audit attack`, or give its run folder")
+    data = read_json(file, "a result file or a run folder", "run `mi-audit attack`")
     return checked(data, _kind(file, data), SCHEMA_VERSION, "a result", file)
 
 

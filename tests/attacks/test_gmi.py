@@ -6,7 +6,7 @@ from mi_audit.attacks.gmi import GMI
 from mi_audit.core.errors import ConfigError, Diverged
 from mi_audit.core.run import Run
 from mi_audit.core.target import Access, TorchTarget
-from tests.toy import ToyPrior, target, watched
+from tests.toy import ToyPrior, WatchedSpace, target, watched
 
 
 def attack(run=None, prior=None, toy=None, classes=(0, 1, 2, 3), **settings):

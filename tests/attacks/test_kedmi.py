@@ -9,7 +9,7 @@ from mi_audit.core.errors import ConfigError, Diverged
 from mi_audit.core.run import Run
 from mi_audit.core.target import Access, TorchTarget
 from mi_audit.nn.gaussian_latent import GaussianLatent
-from tests.toy import ToyPrior, target, watched
+from tests.toy import ToyPrior, WatchedSpace, target, watched
 
 
 def attack(run=None, prior=None, toy=None, classes=(0, 1, 2, 3), **settings):

@@ -66,7 +66,9 @@ def test_settings_hold_paths_and_refuse_objects():
 
 
 def test_missing_result_is_nothing_to_audit(tmp_path):
-    with pytest.raises(NothingToAudit, match=r"expected a result in .*, got none; run `mi-audit attack`"):
+    with pytest.raises(
+        NothingToAudit, match=r"expected a result file or a run folder in .*, got none; run `mi-audit attack`"
+    ):
         read_result(tmp_path)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from mi_audit.core.errors import ConfigError, NothingToAudit, StorageError
-from mi_audit.store.results import read_fisher, read_result, to_json, write_result
+from mi_audit.store.results import read_fisher, read_result, read_sweep, to_json, write_result
 from mi_audit.store.saved import kind_of, read_saved
 from tests.report.sample import audit, comparison
 from tests.report.test_fisher import sample as profile
