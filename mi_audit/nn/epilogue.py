@@ -49,7 +49,7 @@ def styled(
 class _Styled(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
+        ctx: Any,  # noqa: ANN401
         maps: Tensor,
         style: Tensor,
         gain: Tensor,
@@ -74,7 +74,7 @@ class _Styled(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
         """The gradients in maps, style and gain.
 
         With z what the activation is given and m its slope, `y = m z`, so that the slope in z times z is the slope in
