@@ -43,12 +43,12 @@ def styled(
         bias: One per channel.
         clamp: The result is clamped to plus and minus this.
     """
-    return _Styled.apply(maps, style, gain, weight, taps, planes, bias, clamp)  # type: ignore[no-any-return, no-untyped-call]
+    return _Styled.apply(maps, style, gain, weight, taps, planes, bias, clamp)
 
 
 class _Styled(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         maps: Tensor,
         style: Tensor,
@@ -73,8 +73,8 @@ class _Styled(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """The gradients in maps, style and gain.
 
         With z what the activation is given and m its slope, `y = m z`, so that the slope in z times z is the slope in

@@ -65,7 +65,9 @@ class FrozenGenerator(nn.Module):
         super().__init__()
         shape = generator.shape
         with torch.no_grad():
-            self.blocks = nn.ModuleList(FrozenBlock(block, shape.bound) for block in generator.blocks)
+            self.blocks = nn.ModuleList(
+                FrozenBlock(block, shape.bound) for block in generator.blocks if isinstance(block, Block)
+            )
         self.frugal: bool | None = None
         self.numbers = sum(2 * width * (4 << place) ** 2 for place, width in enumerate(shape.widths))
 
