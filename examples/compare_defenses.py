@@ -3,21 +3,31 @@
     python examples/compare_defenses.py digits --out runs/defend-digits
     python examples/compare_defenses.py faces faces/private faces/public --classes random:10 --out runs/defend-faces
 
-One pair of models per seed. The second table repeats the attacks with every gradient averaged over random views of the
-image, the adaptive attack that is published to undo several defenses. Run it again after an interrupt: what is finished
-is kept.
+One pair of models per seed. The second table repeats the attacks on the same models with every gradient averaged over
+random views of the image, the adaptive attack that is published to undo several defenses. Run it again after an
+interrupt: what is finished is kept.
+
+    python examples/compare_defenses.py digits --sweep freeze=0%,40%,60%,80%,90% --out runs/freeze-digits
+
+does the same for the freeze points of TL-DMI, and sets the Fisher information of the undefended twin beside them.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan
+from mi_audit.audit.fisher import run_fisher
+from mi_audit.audit.plan import AttackPlan, DefendPlan, FisherPlan, ModelPlan, Plan
 from mi_audit.audit.sweep import run_sweep
 from mi_audit.cli.console import Lines
+from mi_audit.core.fisher import FisherReport
 from mi_audit.core.report import Comparison, Quantity
+from mi_audit.core.sweep import Sweep
 from mi_audit.store.results import read_result
+from mi_audit.store.runs import RunFolder
 
 METHODS = (
     "tldmi", "rolss", "ssf", "tts", "loft", "ca", "mid", "bido", "negls", "midre", "trap-mid", "atat", "dp-sgd",
@@ -30,16 +40,20 @@ FACES: dict[str, dict[str, object]] = {"gmi-gan": {"flips": True}, "stylegan2": 
 SETTINGS: Mapping[str, object] = {  # at its published rate, CA moves nothing in networks as small as these
     "atat": {"accept_fragility": True},
     "ca": {"lr": 0.05},
-    "dp-sgd": {"secret": False},  # the same weights at every number of views
+    "dp-sgd": {"secret": False},  # a table that can be made again
 }
 DIGITS: Mapping[str, object] = {"loft": {"rank": 3}, "trap-mid": {"augmentation": "shift"}}  # of five classes
+VERIFIER_EPOCHS = 25  # it learns from the public pictures, however few the private ones are
 SHOWN = ("attack_acc1", "exposure", "knn_l2sq_min", "fid")
 
 
 def planned(given: argparse.Namespace, views: int) -> Plan:
-    """The sweep over all methods, with gradients averaged over `views` views."""
+    """The sweep over all methods, or over freeze points, with gradients averaged over `views` views."""
     digits = given.what == "digits"
     names = given.attacks.split(",")
+    settings = {**SETTINGS, **(DIGITS if digits else {})}
+    methods = DefendPlan(sweep=f"method={given.method}", epochs=given.epochs, settings=settings)
+    curve = DefendPlan(method="tldmi", sweep=given.sweep, epochs=given.epochs)
     return Plan(
         model=ModelPlan(ref=given.arch),
         private=given.private,
@@ -52,14 +66,20 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         views=views,
         prior_settings={} if digits else FACES,
         precision=given.precision,
-        out=given.out / f"views-{views}",
+        evaluator_epochs=given.evaluator_epochs,
+        verifier_epochs=VERIFIER_EPOCHS,
+        out=given.out / f"{'curve-' if given.sweep else ''}views-{views}",
         cache=given.cache_dir,
-        defend=DefendPlan(
-            sweep=f"method={given.method}",
-            epochs=given.epochs,
-            settings={**SETTINGS, **(DIGITS if digits else {})},
-        ),
+        defend=curve if given.sweep else methods,
     )
+
+
+def share_models(source: Path, target: Path) -> None:
+    """Give the runs below `target` the models of those below `source`; a run trains anew what is not what it needs."""
+    RunFolder(target).close()  # or the sweep would find files in a folder that is none of its own
+    for folder in sorted(path.parent.name for path in source.glob("*/models")):
+        RunFolder(target / folder).close()
+        shutil.copytree(source / folder / "models", target / folder / "models", dirs_exist_ok=True)
 
 
 def share(found: Quantity | None, *, signed: bool = False) -> str:
@@ -72,9 +92,9 @@ def share(found: Quantity | None, *, signed: bool = False) -> str:
     return f"{scale * found.value:{sign}.3g}{ends}"
 
 
-def rows(results: Mapping[str, Comparison]) -> Iterator[str]:
-    """One line per attack and method; the twin first, then changes against it."""
-    yield "| defense | attack | accuracy, % | top-1, % | change of top-1 | exposed, % | KNN distance | FID |"
+def rows(results: Mapping[str, Comparison], what: str = "defense") -> Iterator[str]:
+    """One line per attack and method, or freeze point; the twin first, then changes against it."""
+    yield f"| {what} | attack | accuracy, % | top-1, % | change of top-1 | exposed, % | KNN distance | FID |"
     yield "|---|---|---|---|---|---|---|---|"
     first = next(iter(results.values()))
     for one in first.before.attacks:
@@ -99,6 +119,31 @@ def accuracies(result: Comparison, *, after: bool) -> str:
     return f"{100 * mean:.1f} ({share(change, signed=True)})" if after else f"{100 * mean:.1f}"
 
 
+def profile(report: FisherReport) -> Iterator[str]:
+    """One line per unit of the network: its share of the Fisher information for either task."""
+    yield "| unit | classification, % | inversion, % | inversion / classification | freeze up to here |"
+    yield "|---|---|---|---|---|"
+    shown, depth = report.profiles[0].values, len(report.units) - 1
+    for place, (unit, one) in enumerate(zip(report.units, shown, strict=True), 1):
+        ratio = "-" if one.ratio is None else f"{one.ratio:.2f}"
+        ends = f" [{one.ratio_interval.low:.2f}, {one.ratio_interval.high:.2f}]" if one.ratio_interval else ""
+        cut = f"{100 * place / depth:.0f}%" if place <= depth else "head"
+        shares = f"{100 * one.share_cls:.1f} | {100 * one.share_mi:.1f}"
+        yield f"| `{unit.name}` | {shares} | {ratio}{ends} | {cut} |"
+
+
+def fisher_of(plan: Plan, sweep: Sweep) -> FisherReport:
+    """The profile of the first undefended twin of a sweep, with reconstructions by GMI and the moments on their way."""
+    assert plan.out is not None
+    twin = plan.out / sweep.points[0].folder / "models" / f"undefended-s{plan.seed}.safetensors"
+    gmi = tuple(attack for attack in plan.attacks if attack.name == "gmi") or (AttackPlan(name="gmi"),)
+    asked = replace(
+        plan, model=ModelPlan(ref=str(twin)), attacks=gmi, views=1, seeds=1, defend=DefendPlan(),
+        out=plan.out.with_name("fisher"),
+    )  # fmt: skip
+    return run_fisher(FisherPlan(plan=asked))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("digits", "faces"), help="faces may be mirrored, digits may not")
@@ -106,24 +151,34 @@ def main() -> None:
     parser.add_argument("public", nargs="?", default="digits:5-9")
     parser.add_argument("--arch", default="built-in:resnet18-small", help="its architecture is trained anew")
     parser.add_argument("--method", default=",".join(METHODS))
+    parser.add_argument("--sweep", help="freeze points of TL-DMI in place of methods, such as freeze=0%%,40%%,80%%")
     parser.add_argument("--attacks", default="gmi,ppa,if-gmi")
     parser.add_argument("--views", default="1,20", help="numbers of views to average gradients over; 1 is none")
     parser.add_argument("--classes", default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--evaluator-epochs", type=int, help="few pictures need more of them")
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache-dir", type=Path)
     given = parser.parse_args()
+    trained: Path | None = None
     for views in map(int, given.views.split(",")):
         plan = planned(given, views)
+        if trained is not None and plan.out is not None:
+            share_models(trained, plan.out)
         sweep = run_sweep(plan, Lines(lambda line: print(line, file=sys.stderr, flush=True)))
         assert plan.out is not None
+        trained = trained or plan.out
         results = {point.value: read_result(plan.out / point.folder) for point in sweep.points}
         print(f"\n{'plain' if views == 1 else f'{views} views per gradient'}\n")
-        print("\n".join(rows({name: one for name, one in results.items() if isinstance(one, Comparison)})))
+        compared = {name: one for name, one in results.items() if isinstance(one, Comparison)}
+        print("\n".join(rows(compared, "freeze" if given.sweep else "defense")))
         for failure in sweep.failures:
             print(f"\n{failure.value} failed: {failure.message}")
+    if given.sweep:
+        print("\nFisher information of the undefended twin\n")
+        print("\n".join(profile(fisher_of(plan, sweep))))
 
 
 if __name__ == "__main__":

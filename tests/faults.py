@@ -16,21 +16,22 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from mi_audit.audit import executor, executor_processes, runner
+from mi_audit.audit import executor_processes, runner
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.defend import run_defense
 from mi_audit.audit.plan import AttackPlan, DecisionPlan, Plan
-from mi_audit.audit.progress import Silent
+from mi_audit.cli.console import watching
 from mi_audit.cli.finish import verdict_code
-from mi_audit.cli.session import Boundary, Session, begin
+from mi_audit.cli.session import Boundary, Session, begin, current
 from mi_audit.nn.descent import Descent
 from mi_audit.store import files
+from mi_audit.store.times import read_times
 from tests.world import SMOKE, defend_plan, digit_model, digit_plan
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,7 @@ def type_command(world: World, command: str, out: Path, prepare: Callable[[], No
     try:
         os.setpgid(0, 0)
         with (out.parent / f"{out.name}.log").open("a") as log, redirect_stderr(log), redirect_stdout(log):
+            begin(Session(run=out))
             prepare()
             code = run(replace(world.plan(command, out), devices=devices))
     finally:
@@ -110,10 +112,9 @@ def type_command(world: World, command: str, out: Path, prepare: Callable[[], No
 
 def run(plan: Plan) -> int:
     """The exit code of the program, which prints what it prints."""
-    begin(session := Session(run=plan.out))
     try:
-        with Boundary(session):
-            result = (run_defense if plan.model.ref.startswith("built-in") else run_attack)(plan, Silent())
+        with Boundary(current()), watching(current()) as progress:
+            result = (run_defense if plan.model.ref.startswith("built-in") else run_attack)(plan, progress)
             return verdict_code(result, False)
     except SystemExit as left:
         return int(left.code or 0)
@@ -187,7 +188,6 @@ def in_job(what: Callable[[], BaseException], once: bool = True) -> Prepare:
 
 def lost_device(random: random.Random, world: World, command: str) -> None:
     in_job(lambda: RuntimeError("CUDA error: unspecified launch failure"))(random, world, command)
-    executor.answers = lambda _device: False
 
 
 def nan_in_a_class(random: random.Random, world: World, command: str) -> None:
@@ -199,6 +199,38 @@ def nan_in_a_class(random: random.Random, world: World, command: str) -> None:
         return identity.masked_fill(labels == 3, float("nan")), loss
 
     Descent._losses = broken
+
+
+def poisoned_worker(random: random.Random, world: World, command: str) -> None:
+    """In one process a job ends in a device-side assert, after which nothing computes there any more."""
+    begin, main = executor_processes.START.rsplit("; main(", 1)
+    marker, number = world.base / f"poisoned-{os.getpid()}", random.randrange(2)
+    executor_processes.START = (
+        f"{begin}; from tests.faults import poison; poison({str(marker)!r}, {number}); main({main}"
+    )
+
+
+def poison(marker: str, number: int) -> None:
+    """In this process, job `number` and all after it fail like on a device that has failed; once for every marker."""
+    done, count, poisoned = runner.Task.__call__, 0, False
+
+    def call(task, job, on_step):
+        nonlocal count, poisoned
+        if count == number:
+            with suppress(FileExistsError):
+                os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+                poisoned = True
+        count += 1
+        if poisoned:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return done(task, job, on_step)
+
+    runner.Task.__call__ = call
+
+
+def full_log(random: random.Random, world: World, command: str) -> None:
+    """The log file is on a disk without room."""
+    current().log_file = Path("/dev/full")
 
 
 def crashing_worker(random: random.Random, world: World, command: str) -> None:
@@ -229,7 +261,10 @@ FAULTS: dict[str, tuple[Prepare, int]] = {
     "NaN in a class": (nan_in_a_class, 0),
     "device lost": (lost_device, 0),
     "worker killed, --devices 2": (crashing_worker, 0),
+    "device-side assert, --devices 2": (poisoned_worker, 0),
     "half a job file": (nothing, 0),
+    "timing.json damaged": (nothing, 0),
+    "log file on a full disk": (full_log, 0),
     "two runs at once": (nothing, 0),
 }
 
@@ -256,6 +291,9 @@ def trial(world: World, row: Row, chance: random.Random, out: Path) -> None:
         stamps = {name: (out / "jobs" / name).stat().st_mtime_ns for name in whole_jobs}
     else:
         stamps = {path.name: path.stat().st_mtime_ns for path in (out / "jobs").glob("*.safetensors")}
+    times = out / "timing.json"
+    if row.fault == "timing.json damaged":
+        times.write_bytes(times.read_bytes()[: times.stat().st_size // 2])
     row.kept += len(stamps)
     for _ in range(MOST):
         if wait(type_command(world, row.command, out, lambda: None)) == f"exit {world.code[row.command]}":
@@ -264,7 +302,8 @@ def trial(world: World, row: Row, chance: random.Random, out: Path) -> None:
     broken += [
         f"{name} was made again" for name, at in stamps.items() if (out / "jobs" / name).stat().st_mtime_ns != at
     ]
-    broken += [f"{path.name} was left" for path in out.rglob(".*.tmp")]
+    broken += [f"{path.name} was left" for place in (out, world.base / "cache") for path in place.rglob(".*.tmp")]
+    broken += [] if read_times(out) else ["no times were written"]
     usual = world.code[row.command]
     broken += [f"ended with {code}" for code in codes if code not in expected(row.command, row.fault, usual)]
     row.survived += not broken
@@ -292,7 +331,10 @@ def expected(command: str, fault: str, code: int) -> set[str]:
         # before the program has begun, the signal is the system's
         "terminated": {"exit 130", "killed by 15", usual},
         "worker killed, --devices 2": {usual},
+        "device-side assert, --devices 2": {usual},
         "half a job file": {usual},
+        "timing.json damaged": {usual},
+        "log file on a full disk": {usual},
         "two runs at once": {"exit 2", usual},
     }
     # the next look of a sequential run does a failed job again, and it may not come to the class that fails
@@ -316,6 +358,17 @@ def build(base: Path, commands: Sequence[str]) -> World:
     return world
 
 
+def page(rows: Sequence[Row], trials: int, seed: int) -> str:
+    """A part of a Markdown page: what was done, what came of it, and the table."""
+    trialled, survived = sum(row.trials for row in rows), sum(row.survived for row in rows)
+    return f"""{trialled} faults were injected into whole runs on a tiny digits world, {trials} of every kind into every
+command. {survived} of them ended, after the command was typed again, in the same bytes as a run that nobody disturbed,
+with every finished job kept and no temporary file left. `python -m tests.faults --trials {trials} --seed {seed} --page`
+prints this part anew.
+
+{report(rows)}"""
+
+
 def report(rows: Sequence[Row]) -> str:
     """The table, as Markdown."""
     lines = [
@@ -336,6 +389,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--command", action="append", choices=COMMANDS, help="only this command; may be repeated")
     parser.add_argument("--fault", action="append", choices=FAULTS, help="only this fault; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--page", action="store_true", help="print a part of a Markdown page around the table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON, too")
     chosen = parser.parse_args(words)
     torch.set_num_threads(1)  # a process with one thread may be forked
@@ -354,7 +408,7 @@ def main(words: Sequence[str] | None = None) -> int:
                         log = out.with_name(f"{out.name}.log").read_text()
                         sys.stderr.write("\n".join([*row.broken, log]))
                     shutil.rmtree(out, ignore_errors=True)
-    sys.stdout.write(report(rows) + "\n")
+    sys.stdout.write((page(rows, chosen.trials, chosen.seed) if chosen.page else report(rows)) + "\n")
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
     return int(any(row.broken for row in rows))

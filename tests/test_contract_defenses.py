@@ -42,8 +42,8 @@ def built(name: str) -> Defense:
 
 def private() -> Dataset:
     rng = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (2 * CLASSES, 3, 16, 16), generator=rng, dtype=torch.uint8)
-    labels = torch.arange(CLASSES).repeat(2)
+    pixels = torch.randint(0, 256, (CLASSES, 3, 16, 16), generator=rng, dtype=torch.uint8)
+    labels = torch.arange(CLASSES)
     return replace(dataset(), pixels=pixels, labels=labels, classes=tuple(f"person {n}" for n in range(CLASSES)))
 
 
@@ -62,7 +62,7 @@ def trained(name: str) -> tuple[Defense, LoadedModel, dict[str, dict[str, object
     method, model = fresh(name)
     data, parts = private(), {name: method}
     frozen = freeze(model.classifier, parts, data.images(slice(0, 2)))
-    recipe = Recipe(epochs=2 + sum(p.epochs for p in method.phases()), batch_size=24, precision="32")
+    recipe = Recipe(epochs=2 + sum(p.epochs for p in method.phases()), batch_size=12, precision="32")
     fit_defended(model.classifier, data, data, recipe, parts, seed=0, device="cpu", on_step=lambda *_: None)
     return method, model, frozen
 
@@ -150,7 +150,7 @@ def test_says_whether_its_term_runs_the_network_again(name, monkeypatch):
             hook.remove()
 
     monkeypatch.setattr(type(method), "term", counted)
-    recipe = Recipe(epochs=1 + sum(p.epochs for p in method.phases()), batch_size=48, precision="32")
+    recipe = Recipe(epochs=1 + sum(p.epochs for p in method.phases()), batch_size=CLASSES, precision="32")
     fit_defended(
         model.classifier, private(), private(), recipe, {name: method}, seed=0, device="cpu", on_step=lambda *_: None
     )

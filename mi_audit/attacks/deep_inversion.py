@@ -7,6 +7,7 @@ import torch
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Prior
 from mi_audit.core.random import Streams
@@ -88,6 +89,7 @@ class DeepInversion(Attack[WhiteBoxTarget, Prior]):
     flip: float = 0.5
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if min(self.images, self.steps) < 1 or self.coarse_steps < 0:
             raise ConfigError(
                 f"expected images and steps >= 1, coarse_steps >= 0, "

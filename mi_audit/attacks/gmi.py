@@ -7,6 +7,7 @@ import torch
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import CriticPrior
 from mi_audit.core.reconstruction import Reconstructions
@@ -67,6 +68,7 @@ class GMI(Attack[WhiteBoxTarget, CriticPrior]):
     reference_batch: int = 60
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if min(self.steps, self.restarts, self.reference_batch) < 1:
             raise ConfigError(
                 f"expected steps, restarts and reference_batch >= 1, "

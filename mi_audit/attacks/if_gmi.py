@@ -9,6 +9,7 @@ from torch import Size, Tensor
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Painting, StylePrior
 from mi_audit.core.reconstruction import Curve, Reconstructions
@@ -105,6 +106,7 @@ class IFGMI(Attack[WhiteBoxTarget, StylePrior]):
     flips: bool = True
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 1 <= self.restarts <= self.pool or not self.steps or min(self.steps) < 1:
             raise ConfigError(
                 f"expected 1 <= restarts <= pool and at least one stage of at least one step, "

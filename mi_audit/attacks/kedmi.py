@@ -8,6 +8,7 @@ import torch
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import CriticPrior
 from mi_audit.core.reconstruction import Reconstructions
@@ -65,6 +66,7 @@ class KEDMI(Attack[WhiteBoxTarget, CriticPrior]):
     critic_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if min(self.steps, self.samples) < 1:
             raise ConfigError(f"expected steps and samples >= 1, got {self.steps}, {self.samples}; raise them")
         if self.lr <= 0 or min(self.identity_weight, self.critic_weight) < 0:

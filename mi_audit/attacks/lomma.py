@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import AssistedPrior, CriticPrior, Surrogates
 from mi_audit.core.reconstruction import Reconstructions
@@ -19,9 +20,10 @@ from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Features, Images, Labels, Latents, Logits, PerSample
 from mi_audit.nn.descent import Descent
 from mi_audit.nn.gaussian_latent import GaussianLatent
-from mi_audit.nn.objectives import cross_entropy
+from mi_audit.nn.objectives import aimed, cross_entropy
 from mi_audit.nn.optimisers import Adam, Nesterov
 
+CA_CONFIDENCE = math.exp(-1 / 8)  # 0.8825
 SIGMA = math.exp(0.5)  # deviation at which KEDMI's Gaussians start: a log-variance of 1
 
 
@@ -41,8 +43,12 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         lr: Step size of Nesterov (`gmi`), for a loss that is a mean over `reference_batch` images, or Adam (`kedmi`).
         momentum: Momentum of the Nesterov update.
         clip: Half the side of the box of latents: after every step for `gmi`, before every decoding for `kedmi`.
-        loss: `logit`, with the feature distance, or `cross-entropy`, without.
+        loss: `logit`, with the feature distance, or without it `cross-entropy` or `confidence`, which aims at
+            `confidence` instead of the largest: for models tuned by CA.
+        confidence: What that aims at; CA with its published power of 8 tunes to `exp(-1 / 8)`.
         augment: Average the loss over the target and all students; otherwise it is the target's alone.
+        students_only: Average it over the students alone: a trapdoor of the target is not in them. The feature distance
+            stays the target's.
         identity_weight: Weight of the loss above.
         feature_weight: Weight of the feature distance within it (lambda).
         feature_draw: Measure the distance from one random draw per class, with the mean and spread of public features.
@@ -50,7 +56,8 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         reference_batch: Classes that shared a batch, and so divided the gradient, when the method was published.
 
     Raises:
-        ConfigError: A count is below one, or a step size, weight or box is out of range.
+        ConfigError: A count is below one, or a step size, weight, box or confidence is out of range, or only students
+            are wanted and none.
     """
 
     paper: ClassVar = Paper(
@@ -76,6 +83,7 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         "the same.",
         "The students learn with Nesterov's momentum, the only one of the trainer here; the published ones with the "
         "plain kind.",
+        "`confidence` and `students_only` are not published: they are for an attacker who knows CA or Trap-MID.",
         "On KEDMI the critic scores every image alone, beside public images that it remembers; the published critic "
         "compares the reconstructions of a batch, so that they depend on each other.",
     )
@@ -86,8 +94,10 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
     lr: float = 0.02
     momentum: float = 0.9
     clip: float = 1.0
-    loss: Literal["logit", "cross-entropy"] = "logit"
+    loss: Literal["logit", "cross-entropy", "confidence"] = "logit"
+    confidence: float = CA_CONFIDENCE
     augment: bool = True
+    students_only: bool = False
     identity_weight: float = 100.0
     feature_weight: float = 1.0
     feature_draw: bool = False
@@ -95,6 +105,7 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
     reference_batch: int = 60
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if min(self.steps, self.restarts, self.reference_batch) < 1:
             raise ConfigError(
                 f"expected steps, restarts and reference_batch >= 1, "
@@ -107,10 +118,22 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
                 f"momentum={self.momentum}, weights={', '.join(map(str, weights))}; correct them"
             )
 
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"expected 0 < confidence < 1, got {self.confidence}; CA tunes to exp(-1 / power)")
+        if self.students_only and not self.augment:
+            raise ConfigError("expected students with students_only, got augment=false; remove one of them")
+
     @property
     def adaptive_to(self) -> tuple[str, ...]:
-        """Logits and students distilled from the answers do not feel a defense that spoils the target's gradients."""
-        return ("negls", "rolss", "ssf", "tts") if self.augment and self.loss == "logit" else ()
+        """Students distilled from the answers do not feel a defense that spoils the target's gradients.
+
+        They have stock heads and skip connections, and alone also none of the target's trapdoors. Logits never
+        saturate, whatever NegLS does; the aimed confidence is where CA puts the images that it knows.
+        """
+        if not self.augment or self.loss == "cross-entropy":
+            return ()
+        stock = ("loft", "rolss", "ssf", "tts", "ca" if self.loss == "confidence" else "negls")
+        return (*stock, "trap-mid") if self.students_only else stock
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -139,9 +162,6 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
         with torch.no_grad():
             images = run.map(space.decode, latents).float()
             scores = run.map(target.scores, images)
-        views = run.averaging.count if run.averaging else 1
-        passes = len(self._students(prior)) * self.sample_steps * len(classes) * views
-        run.work.update(student_forward=passes, student_backward=passes)
         run.work.update(generator_forward=len(images), target_forward=len(images))
         return Reconstructions(images, labels, scores.gather(1, labels[:, None]).squeeze(1), (found.curve,))
 
@@ -157,11 +177,9 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
 
         def identity(images: Images, labels: Labels) -> PerSample:
             logits, features = target.logits_and_features(images)
-            loss = cross_entropy if self.loss == "cross-entropy" else logit_loss
-            mean = torch.stack(
-                [loss(own, labels) for own in (logits, *(student(images) for student in students))]
-            ).mean(0)
-            if self.loss == "cross-entropy":
+            answers = [*(() if self.students_only else (logits,)), *(student(images) for student in students)]
+            mean = torch.stack([self._loss(own, labels) for own in answers]).mean(0)
+            if self.loss != "logit":
                 return mean
             return mean + self.feature_weight * feature_distance(features, centres[labels])
 
@@ -171,11 +189,17 @@ class LOMMA(Attack[WhiteBoxTarget, AssistedPrior[CriticPrior]]):
             decode=decode,
             identity=identity,
             realism=(lambda images: self.critic_weight * prior.prior.realism(images)) if self.critic_weight else None,
+            students=len(students),
             identity_weight=self.identity_weight,
             reference_batch=self.reference_batch,
             optimiser=Nesterov(self.lr, self.momentum),
             constraint=lambda latents: latents.clamp(-self.clip, self.clip),
         )
+
+    def _loss(self, logits: Logits, labels: Labels) -> PerSample:
+        if self.loss == "confidence":
+            return aimed(logits, labels, self.confidence)
+        return cross_entropy(logits, labels) if self.loss == "cross-entropy" else logit_loss(logits, labels)
 
     def _students(self, prior: AssistedPrior[CriticPrior]) -> tuple[Callable[[Images], Logits], ...]:
         return prior.surrogates.networks if self.augment else ()

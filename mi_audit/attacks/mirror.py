@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import StylePrior
 from mi_audit.core.reconstruction import Reconstructions
@@ -88,6 +89,7 @@ class Mirror(Attack[WhiteBoxTarget, StylePrior]):
     flip: float = 0.5
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 1 <= self.keep <= self.restarts <= self.pool:
             raise ConfigError(
                 f"expected 1 <= keep <= restarts <= pool, got {self.keep}, {self.restarts}, {self.pool}; change one"

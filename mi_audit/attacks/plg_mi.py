@@ -7,6 +7,7 @@ import torch
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import ConditionalPrior
 from mi_audit.core.reconstruction import Reconstructions
@@ -65,6 +66,7 @@ class PLGMI(Attack[WhiteBoxTarget, ConditionalPrior]):
     degrees: float = 5.0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if min(self.steps, self.restarts, self.views) < 1:
             raise ConfigError(
                 f"expected steps, restarts and views >= 1, got {self.steps}, {self.restarts}, {self.views}; raise them"

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Prior
 from mi_audit.core.reconstruction import Reconstructions
@@ -12,7 +13,6 @@ from mi_audit.core.run import Run
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Labels
 from mi_audit.nn.robust_search import RobustSearch
-from mi_audit.nn.views import RandomCrop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     )
     smoke: ClassVar = {"pool": 32, "restarts": 4, "keep": 2, "steps": 30, "views": 4, "lr": 0.1}
     quick: ClassVar = {"pool": 2000, "restarts": 8, "keep": 5, "steps": 60, "views": 25}
+    ranks: ClassVar = True
     prior: ClassVar = "gmi-gan"
     cost: ClassVar = "280 steps through generator and target, 400 target views; shared pool of 5000"
     deviations: ClassVar = (
@@ -82,6 +83,7 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
     flips: bool = True
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 1 <= self.keep <= self.restarts <= self.pool:
             raise ConfigError(
                 f"expected 1 <= keep <= restarts <= pool, got {self.keep}, {self.restarts}, {self.pool}; change one"
@@ -109,16 +111,4 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
 
     def search(self) -> RobustSearch:
         """All three stages."""
-        return RobustSearch(
-            pool=self.pool,
-            truncation=self.truncation,
-            restarts=self.restarts,
-            steps=self.steps,
-            lr=self.lr,
-            betas=self.betas,
-            crop=self.crop,
-            gentle=RandomCrop(self.gentle, name="gentle"),
-            harsh=RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh"),
-            views=self.views,
-            mirror=self.flips,
-        )
+        return RobustSearch.of(self)

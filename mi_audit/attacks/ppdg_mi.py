@@ -8,6 +8,7 @@ import torch
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import TunablePrior
 from mi_audit.core.reconstruction import Curve, Reconstructions
@@ -16,7 +17,6 @@ from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Labels
 from mi_audit.nn.pseudo_private import PseudoPrivateTuning, Typical, typical
 from mi_audit.nn.robust_search import Ranked, RobustSearch
-from mi_audit.nn.views import RandomCrop
 
 DRAWN = 600  # latents that the published projection averages
 
@@ -74,6 +74,7 @@ class PPDGMI(Attack[WhiteBoxTarget, TunablePrior]):
         "project_steps": 100, "project_lr": 0.03, "tune_steps": 50,
         "restarts": 8, "keep": 5, "steps": 60, "views": 25,
     }  # fmt: skip
+    ranks: ClassVar = True
     prior: ClassVar = "gmi-gan"
     cost: ClassVar = (
         "140 steps through generator and target, 200 target views; per class 2250 steps of the generator and a pool of "
@@ -115,6 +116,7 @@ class PPDGMI(Attack[WhiteBoxTarget, TunablePrior]):
     flips: bool = True
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 1 <= min(self.keep, self.pseudo) <= max(self.keep, self.pseudo) <= self.restarts <= self.pool:
             raise ConfigError(
                 f"expected 1 <= keep, pseudo <= restarts <= pool, got {self.keep}, {self.pseudo}, {self.restarts}, "
@@ -162,19 +164,7 @@ class PPDGMI(Attack[WhiteBoxTarget, TunablePrior]):
 
     def search(self) -> RobustSearch:
         """One round."""
-        return RobustSearch(
-            pool=self.pool,
-            truncation=self.truncation,
-            restarts=self.restarts,
-            steps=self.steps,
-            lr=self.lr,
-            betas=self.betas,
-            crop=self.crop,
-            gentle=RandomCrop(self.gentle, name="gentle"),
-            harsh=RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh"),
-            views=self.views,
-            mirror=self.flips,
-        )
+        return RobustSearch.of(self, keep=max(self.keep, self.pseudo))
 
     def _later_rounds(
         self, target: WhiteBoxTarget, prior: TunablePrior, middle: Typical, found: Ranked, run: Run

@@ -7,6 +7,7 @@ import torch
 
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Prior
 from mi_audit.core.random import Streams
@@ -76,6 +77,7 @@ class VMI(Attack[WhiteBoxTarget, Prior]):
     hidden: int = 100
 
     def __post_init__(self) -> None:
+        require_finite(self)
         counts = (self.steps, self.samples, self.images, self.scales, self.flow_steps, self.hidden)
         if min(counts) < 1:
             raise ConfigError(

@@ -3,11 +3,40 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mi_audit.audit.plan import parts_of
 from mi_audit.core.attack import Attack
 from mi_audit.core.defense import Edit
-from mi_audit.core.run import Averaging
+from mi_audit.core.run import LEAST_VIEWS, Averaging
 from mi_audit.core.verdict import ValidityFlag
 from mi_audit.nn.edits import structural
+
+STUDENTS = "--attacks lomma"
+RUNS: Mapping[str, str] = {  # what to add to `mi-audit attack` for the attack that knows a defense
+    "tldmi": f"--views {LEAST_VIEWS}",
+    "bido": f"--views {LEAST_VIEWS}",
+    "mid": f"--views {LEAST_VIEWS}",
+    "dp-sgd": f"--views {LEAST_VIEWS}",
+    "midre": f"--views {LEAST_VIEWS} --view-kind erase",
+    "atat": f"--views {LEAST_VIEWS} --view-kind paa",
+    "negls": STUDENTS,
+    "rolss": STUDENTS,
+    "ssf": STUDENTS,
+    "tts": STUDENTS,
+    "loft": STUDENTS,
+    "ca": f"{STUDENTS} --set lomma.loss=confidence",
+    "trap-mid": f"{STUDENTS} --set lomma.students_only=true",
+}
+
+
+def options_for(method: str) -> str:
+    """The options of `mi-audit attack` that answer every part of `method`, joined by ` and `; empty without any.
+
+    Parts that need different kinds of views need a run each.
+    """
+    options = dict.fromkeys(RUNS[part] for part in parts_of(method) if part in RUNS)
+    if any(one.startswith(f"{STUDENTS} ") for one in options):  # what it is set to leaves the students there
+        options.pop(STUDENTS, None)
+    return " and ".join(options)
 
 
 def no_adaptive(
@@ -43,13 +72,20 @@ def no_adaptive(
     method, advice = str(declared[0].get("method")), str(declared[0].get("adaptive_attack") or "")
     met = {part: _adaptive_to(part, builds, averaging) for part in method.split("+")}
     ran = list(dict.fromkeys(name for names in met.values() for name in names)) if all(met.values()) else []
+    options = options_for(method)
     detail = f"the model declares the defense {method}; "
     return ValidityFlag(
         id="G6 NO_ADAPTIVE",
         passed=bool(ran),
         detail=detail + (f"{', '.join(ran)} is adaptive to it" if ran else "no attack that ran is adaptive to it"),
-        clears="" if ran else f"run an attack that knows the defense{f': {advice}' if advice else ''}",
+        clears="" if ran else _ways(advice, options),
     )
+
+
+def _ways(advice: str, options: str) -> str:
+    """What to do, in words and, where this program can do it, as options."""
+    told = f": {advice}" if advice else ""
+    return f"run an attack that knows the defense{told}" + (f" (`{options}`)" if options else "")
 
 
 def _is_named(defense: Mapping[str, object]) -> bool:

@@ -34,6 +34,7 @@ from mi_audit.audit.runner import (
     untrained,
     untrained_control,
 )
+from mi_audit.audit.savings import limits, without_effect
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.stopping import enough_people, stops_early
 from mi_audit.audit.validity import check
@@ -177,6 +178,8 @@ def _audit(
     verifier = court.verifier
     if scene.plan.views > 1 and not any(averaging_of(scene.plan, attack) for attack in builds.values()):
         scene.warn("--views changed nothing: no attack of this run is white-box")
+    for text in without_effect(scene.plan, builds.values()):
+        scene.warn(text)
     judge = as_judge(court.model, scene.device)
     gallery = Gallery(scene, judge, attacked, verifier.verification, verifier.missing)
     runner = Runner(scene, targets, gallery, attacked, folder)
@@ -212,7 +215,7 @@ def _audit(
         attacked=tuple(sorted(attacked)),
         attacks=(*results, *leaky),
         warnings=tuple(scene.warnings),
-        limits=LIMITS,
+        limits=(*LIMITS, *limits(scene.plan)),
         papers=tuple(dict.fromkeys(str(paper) for paper in papers)),
         validity=flags,
         verifier=verifier.facts,

@@ -62,7 +62,9 @@ def find_cut(
         raise ConfigError(
             "expected validation images to search the freeze point with, got none; give --freeze a cut, such as 80%"
         )
-    first = sum(phase.epochs for part in with_cut(scene, "none").parts.values() for phase in part.phases())
+    whole = with_cut(scene, "auto")  # without any cut, the part that freezes might be missing, and its phases with it
+    phases = [phase for part in whole.parts.values() for phase in part.phases()]
+    first = sum(phase.epochs for phase in phases if phase.when == "before")
     seed, short = scene.plan.seed, replace(recipe, epochs=max(1 + first, recipe.epochs // SHORT))
     cheap = dict(list(builds.items())[:1])
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal
 
 from mi_audit.audit import registry
+from mi_audit.audit.adaptive import options_for
 from mi_audit.audit.composition import compose
 from mi_audit.audit.plan import COMBINATIONS
 from mi_audit.core.errors import ConfigError
@@ -84,7 +85,8 @@ def _entry(kind: Kind, name: str, method: type[Any]) -> Entry:
         "summary": _summary(method),
         "settings": {field.name: _default(field) for field in fields(method)},
     }
-    return entry | _OF_KIND[kind](method)
+    options = {"adaptive_options": options_for(name)} if kind == "defenses" else {}
+    return entry | _OF_KIND[kind](method) | options
 
 
 def _attack(method: type[Any]) -> Entry:
@@ -126,6 +128,7 @@ def _combinations() -> list[Entry]:
             | {
                 "kind": made.kind,
                 "adaptive": made.adaptive,
+                "adaptive_options": options_for(made.method),
                 "caution": " ".join(made.cautions),
                 "summary": f"Both {' and '.join(parts)}.",
                 "description": f"The same as --method {made.method}.",

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from mi_audit.audit.progress import ProgressSink
+from mi_audit.core.errors import StorageError
 from mi_audit.store.runs import RunFolder
+from mi_audit.store.times import TIMES_FILE, read_times
 
 
 @dataclass
@@ -43,14 +46,18 @@ class Clock:
         finally:
             table[name] = round(table.get(name, 0.0) + time.monotonic() - start, 3)
 
-    def write(self, folder: RunFolder) -> None:
-        """Merge with what an interrupted run left, and save `timing.json`."""
-        path = folder.path / "timing.json"
-        earlier = json.loads(path.read_text()) if path.is_file() else {"stages": {}, "jobs": {}}
+    def write(self, folder: RunFolder, progress: ProgressSink) -> None:
+        """Merge with what an interrupted run left, and save `timing.json`; a damaged one is written anew."""
+        earlier = None
+        try:
+            earlier = read_times(folder.path)
+        except StorageError:
+            progress.warn(f"{folder.path / TIMES_FILE} was damaged and is written anew with the times of this run only")
+        earlier = earlier or {"stages": {}, "jobs": {}}
         stages = {name: round(earlier["stages"].get(name, 0.0) + spent, 3) for name, spent in self.stages.items()}
         total = {
             "stages": {**earlier["stages"], **stages},
             "jobs": {**earlier["jobs"], **self.jobs},
             "total_seconds": round(sum({**earlier["stages"], **stages}.values()), 3),
         }
-        folder.write_text("timing.json", json.dumps(total, indent=2, sort_keys=True) + "\n")
+        folder.write_text(TIMES_FILE, json.dumps(total, indent=2, sort_keys=True) + "\n")

@@ -119,11 +119,18 @@ def _check(parts: Parts) -> None:
                 f"expected defenses that go together, got {one} with {other}: {parts[one].excludes[other]}; keep one"
             )
     private = [name for name, part in parts.items() if Slot.STEP in part.slots]
-    mixing = [name for name, part in parts.items() if Slot.TERM in part.slots or part.phases()]
-    if private and mixing:
+    coupling = [name for name, part in parts.items() if Slot.TERM in part.slots]
+    if private and coupling:
         raise ConfigError(
-            f"expected {private[0]} with a loss per picture and one phase, got {mixing[0]}, which would escape the "
-            "noise that the privacy budget counts; keep one"
+            f"expected {private[0]} with the loss of each picture alone, got {coupling[0]}, whose term would escape "
+            "the noise that the privacy budget counts; keep one"
+        )
+    longer = [(name, phase.name) for name, part in parts.items() for phase in part.phases()]
+    if private and longer:
+        name, phase = longer[0]
+        raise ConfigError(
+            f"expected {private[0]} with one phase, got {name} with the phase {phase}, which would spend the privacy "
+            f"budget once more; leave {name} out or, where it can do without, its phase"
         )
     for name, part in parts.items():
         conflict = part.conflicts({other: one for other, one in parts.items() if other != name})

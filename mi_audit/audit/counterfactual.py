@@ -28,7 +28,7 @@ from mi_audit.core.report import AttackResult, ModelFacts
 from mi_audit.core.run import Averaging
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.recipe import Recipe
+from mi_audit.train.recipe import Recipe, stated_recipe
 
 VERSION = 2  # raised when the same settings would train another counterfactual target
 
@@ -76,6 +76,7 @@ def check_counterfactual(scene: Scene, attacked: Sequence[int], *, trains: bool 
         return
     if not trains:
         _rebuilt(scene.model)
+        counterfactual_recipe(scene)
     if scene.model.model_kwargs:
         raise ConfigError(
             f"expected an architecture without arguments for the control `counterfactual`, got {scene.model.arch} with "
@@ -174,10 +175,14 @@ def _trained(scene: Scene, people: int, seed: int) -> tuple[LoadedModel, str]:
 
 
 def counterfactual_recipe(scene: Scene) -> Recipe:
-    """The recipe in the manifest of the model under audit when this tool trained it, else that of `defend`."""
+    """The recipe in the manifest of the model under audit when this tool trained it, else that of `defend`.
+
+    Raises:
+        ConfigError: A value of the recipe in the manifest is none.
+    """
     stated = scene.model.defense.get("recipe")
     if isinstance(stated, Mapping) and set(stated) == {field.name for field in fields(Recipe)}:
-        return Recipe(**{**stated, "precision": scene.plan.precision})
+        return replace(stated_recipe(stated), precision=scene.plan.precision)
     return defend_recipe(scene)
 
 

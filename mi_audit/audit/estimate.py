@@ -176,13 +176,14 @@ def _attacks(scene: Scene, runs: Mapping[str, int]) -> Iterator[tuple[str, float
     """Every attack on each of `runs`, classes by what they belong to; models of controls are taken to be as fast."""
     for name, attack in build_attacks(scene.plan).items():
         averaging = averaging_of(scene.plan, attack)
+        most = "at most " if scene.plan.early_stop else ""
         views, told = (averaging.count, f" of {averaging.count} views") if averaging else (1, "")
         known = assemble([_fit_shortly(scene, recipe) for recipe in attack.recipes])
         seconds = _step_seconds(scene, known.prior, views)
         for what, classes in runs.items():
             if classes:
                 steps = attack.sample_steps * classes
-                yield f"{what} {name}, {steps:,} image-steps{told}", steps * seconds
+                yield f"{what} {name}, {most}{steps:,} image-steps{told}", steps * seconds
 
 
 def _fit_shortly(scene: Scene, name: str) -> Fitted:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mi_audit.audit.devices import device_lost, lost
 from mi_audit.audit.jobs import Attempt, Executor, Job, Perform, Step
 from mi_audit.audit.progress import ProgressSink
 from mi_audit.core.errors import AuditError, ConfigError, DeviceLost, StorageError
@@ -37,7 +38,7 @@ def attempt(job: Job, perform: Perform, on_step: Step, device: str) -> Attempt:
 
     Raises:
         ConfigError, StorageError: Every other job would fail alike.
-        DeviceLost: The job failed and the device does not answer any more.
+        DeviceLost: The job failed and this process cannot use the device any more.
     """
     start = time.monotonic()
     produced, message = None, ""
@@ -48,24 +49,11 @@ def attempt(job: Job, perform: Perform, on_step: Step, device: str) -> Attempt:
     except AuditError as error:
         message = str(error)
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-        if not answers(device):
-            raise DeviceLost(
-                f"expected the device {device} to answer, got {_first_line(error)}; finished jobs are kept: repeat the "
-                "command when it is back, or with another --device"
-            ) from error
+        if lost(error, device):  # the other jobs must not be tried in this process
+            raise device_lost(error, device, job.name) from error
         last = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"
     return Attempt(job, produced, message, round(time.monotonic() - start, 3))
-
-
-def answers(device: str) -> bool:
-    """Whether the device still computes; after some errors a process cannot use an accelerator any more."""
-    try:
-        return float(torch.ones(1, device=device).add(1).cpu()) == 2
-    except torch.OutOfMemoryError:
-        return True
-    except RuntimeError:
-        return False
 
 
 def executor_for(device: str, count: int) -> AbstractContextManager[Executor]:
@@ -103,7 +91,3 @@ def places(device: str, count: int) -> list[dict[str, str]]:
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = visible or [str(number) for number in range(count)]
     return [{**shared, "CUDA_VISIBLE_DEVICES": name} for name in names[:count]]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,6 +23,7 @@ from mi_audit.core.errors import DeviceLost
 
 START = "import sys; sys.path[:] = sys.argv[2:]; from mi_audit.audit.executor_worker import main; main(sys.argv[1])"
 TRIES = 2  # of a job whose process ended
+LOSSES = 3  # jobs in a row at which a process lost its device, after which no other one takes its place
 
 
 @dataclass(eq=False)
@@ -32,6 +33,9 @@ class Worker:
     Attributes:
         place: Its environment: the device it sees.
         replies: Where its messages go; None says that it ended.
+        seat: Number of its place.
+        losses: Jobs in a row at which this process, and those before it in its place, lost their device.
+        why: What the device said when it was lost.
         job: What it is doing.
         ready: It waits for a job.
         proven: It was ready once, so that another one in its place has a chance.
@@ -40,6 +44,9 @@ class Worker:
     device: str
     place: Mapping[str, str]
     replies: "queue.SimpleQueue[tuple[Worker, Reply | None]]"
+    seat: int = 0
+    losses: int = 0
+    why: str = ""
     job: Job | None = None
     ready: bool = False
     proven: bool = False
@@ -65,6 +72,8 @@ class Worker:
         """Kill the process, if it still lives, and say how it ended."""
         self.process.kill()
         code = self.process.wait()
+        if self.why:
+            return f"lost its device ({self.why})"
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
     def _listen(self) -> None:
@@ -79,7 +88,8 @@ class Processes:
     """One process per place, started when there is something to do, and ended with the run.
 
     Every process gets the whole work once and then a job at a time. A job whose process ended is given to another one
-    once; then it has failed. Nothing that a job computes depends on which process does it.
+    once; then it has failed. A device at which three jobs in a row were lost gets no other process. Nothing that a job
+    computes depends on which process does it.
     """
 
     def __init__(self, device: str, places: Sequence[Mapping[str, str]]) -> None:
@@ -122,16 +132,18 @@ class Processes:
                 self.close()
 
     def _shared(self, waiting: deque[Job], work: Work, progress: ProgressSink) -> Iterator[Attempt]:
-        lost: Counter[str] = Counter()
-        for place in self._places[len(self._workers) : len(waiting)]:
-            self._workers.append(Worker(self._device, place, self._replies))
+        lost: dict[str, list[int]] = defaultdict(list)  # the seats at which a job was lost
+        taken = {worker.seat for worker in self._workers}
+        for seat, place in enumerate(self._places):
+            if seat not in taken and len(self._workers) < len(waiting):
+                self._workers.append(Worker(self._device, place, self._replies, seat))
         for worker in self._workers:
             worker.give(work)
         left = len(waiting)
         while left:
             for worker in self._workers:
-                if worker.ready and waiting:
-                    worker.give(waiting.popleft())
+                if worker.ready and (job := self._next(waiting, lost, worker)):
+                    worker.give(job)
             if not self._workers:
                 raise DeviceLost(
                     "expected a process per device, got none that can work; finished jobs are kept: see above why, "
@@ -145,31 +157,40 @@ class Processes:
                 case Stepped():
                     progress.step(reply.label, reply.done, reply.total)
                 case Attempt():
-                    worker.ready, worker.job = True, None
+                    worker.ready, worker.job, worker.losses = True, None, 0
                     left -= 1
                     yield reply
-                case Stopped() if not isinstance(reply.error, DeviceLost):
-                    raise reply.error
+                case Stopped(DeviceLost() as lost_device):
+                    worker.why = lost_device.reason or str(lost_device)  # and it ends
                 case Stopped():
-                    progress.warn(str(reply.error))
+                    raise reply.error
                 case None if worker in self._workers:
                     job, how = self._replaced(worker, work), worker.end()
                     if job is None:
                         progress.warn(f"a process {how} before it could work; the others go on")
                         continue
-                    lost[job.name] += 1
-                    if lost[job.name] < TRIES:
+                    lost[job.name].append(worker.seat)
+                    if len(lost[job.name]) < TRIES:
                         progress.warn(f"{job.name}: its process {how}; another one tries again")
                         waiting.append(job)
                     else:
                         left -= 1
                         yield Attempt(job, None, f"its process {how}, {TRIES} times")
 
+    def _next(self, waiting: deque[Job], lost: Mapping[str, list[int]], worker: Worker) -> Job | None:
+        """Take the next job for `worker`: none that was lost in its place while there are others."""
+        for job in waiting:
+            if len(self._workers) == 1 or worker.seat not in lost.get(job.name, ()):
+                waiting.remove(job)
+                return job
+        return None
+
     def _replaced(self, worker: Worker, work: Work) -> Job | None:
         """Put another process in the place of one that ended, if that can help; what the old one was doing."""
         self._workers.remove(worker)
-        if worker.proven:
-            fresh = Worker(self._device, worker.place, self._replies)
+        losses = worker.losses + 1 if worker.why else 0
+        if worker.proven and losses < LOSSES:
+            fresh = Worker(self._device, worker.place, self._replies, worker.seat, losses)
             self._workers.append(fresh)
             fresh.give(work)
         return worker.job

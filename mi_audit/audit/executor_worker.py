@@ -12,6 +12,7 @@ from typing import IO
 
 import torch
 
+from mi_audit.audit.devices import on_device
 from mi_audit.audit.executor import FATAL, attempt
 from mi_audit.audit.jobs import Attempt, Job, Perform
 from mi_audit.core.errors import AuditError, DeviceLost
@@ -81,12 +82,13 @@ def main(device: str) -> None:
         except FATAL as error:
             send(replies, Stopped(error))
             if isinstance(error, DeviceLost):
-                return
+                os._exit(1)  # nothing is left to clear up, and clearing up may hang on a device that has failed
 
 
 def _obey(order: Order, perform: Perform | None, replies: IO[bytes], device: str) -> Perform:
     if isinstance(order, Work):
-        loaded: Perform = torch.load(io.BytesIO(order.saved), map_location=device, weights_only=False)
+        with on_device(device):
+            loaded: Perform = torch.load(io.BytesIO(order.saved), map_location=device, weights_only=False)
         send(replies, Ready())
         return loaded
     assert perform is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 from mi_audit.audit.attack import build_attacks, discard_pictures
 from mi_audit.audit.batching import chosen
 from mi_audit.audit.clock import Clock
+from mi_audit.audit.devices import on_device
 from mi_audit.audit.freezing_search import spec_of
 from mi_audit.audit.identify import identify
 from mi_audit.audit.inversions import NO_PRIOR, Inversions, at_most, from_attacks, from_run
@@ -157,11 +158,12 @@ def _open(wanted: FisherPlan, progress: ProgressSink) -> Iterator[Scene]:
         folder.write_plan(fisher_plan_to_json(wanted))
         clock = Clock()
         try:
-            with clock.stage("load"):
-                scene = _load(plan, device, folder, clock, progress)
-            yield scene
+            with on_device(device):
+                with clock.stage("load"):
+                    scene = _load(plan, device, folder, clock, progress)
+                yield scene
         finally:
-            clock.write(folder)
+            clock.write(folder, progress)
 
 
 def _load(plan: Plan, device: str, folder: RunFolder, clock: Clock, progress: ProgressSink) -> Scene:

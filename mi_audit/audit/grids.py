@@ -42,8 +42,10 @@ class Grid:
         names: list[str] = []
         for value in self.values:
             plain = re.sub(r"[^\w.+%-]+", "-", re.sub(r"^-", "minus-", re.sub(r"^\.", "0.", value)))
-            name = plain.strip("-") or "value"
-            names.append(name if name not in names else f"{name}-{len(names) + 1}")
+            first = plain.strip("-") or "value"
+            tries = (first, *(f"{first}-{number}" for number in range(2, len(self.values) + 2)))
+            taken = {name.casefold() for name in names}  # some disks do not tell `a` from `A`
+            names.append(next(name for name in tries if name.casefold() not in taken))
         return tuple(names)
 
     @property

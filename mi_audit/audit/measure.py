@@ -12,10 +12,11 @@ from mi_audit.audit import registry
 from mi_audit.audit.control import measure_permuted, permuted
 from mi_audit.audit.jobs import JobFailure, JobResult, Outcome
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.savings import step_facts
 from mi_audit.audit.scene import Scene
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.metric import Evidence, Judge, Verification
-from mi_audit.core.report import AttackResult, ClassValue, CurveFacts, Measurement, Picture
+from mi_audit.core.report import AttackResult, ClassValue, CurveFacts, Measurement, Picture, PrecisionFacts
 from mi_audit.nn.intervals import by_class, share_interval, tables
 from mi_audit.store.images import write_png
 
@@ -101,6 +102,8 @@ def measure_attack(
         queries=_total(results, "queries"),
         work=_total(results, "work"),
         curves=_curves(results),
+        precision=precision_of(results),
+        steps=step_facts([result.facts.get("steps", []) for result in results]),  # type: ignore[misc]
         flags=_flags(acceptance) if facts["role"] == "attack" else (),
         failed=failed,
         pictures=_pictures(scene, gallery, evidence, results, accepted, folder),
@@ -169,6 +172,28 @@ def _curves(results: Sequence[JobResult]) -> tuple[CurveFacts, ...]:
         CurveFacts(stage=stage, steps=steps, losses=tuple(float(loss) for loss in np.mean(losses, axis=0)))
         for (stage, steps), losses in stacked.items()
     )
+
+
+def precision_of(results: Sequence[JobResult]) -> tuple[PrecisionFacts, ...]:
+    """What the networks of every stage computed in, over all jobs; nothing of jobs that asked for single precision."""
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        for decision in result.facts.get("precision", ()):  # type: ignore[attr-defined]
+            stages.setdefault(decision["stage"], []).append(decision)
+    found = []
+    for stage, decisions in stages.items():
+        cosines = [one["cosine"] for one in decisions if one["cosine"] is not None]
+        reasons = [one["reason"] for one in decisions if one["reason"]]
+        found.append(
+            PrecisionFacts(
+                stage=stage,
+                searches=len(decisions),
+                mixed=sum(one["used"] == "bf16" for one in decisions),
+                cosine=(min(cosines), max(cosines)) if cosines else None,
+                reasons=tuple(dict.fromkeys(reasons)),
+            )
+        )
+    return tuple(found)
 
 
 def _pictures(

@@ -140,11 +140,14 @@ class Plan:
         seed, seeds: First seed and number of them.
         evaluator, evaluator_arch, evaluator_epochs: The judge: `auto` trains one of another architecture.
         verifier: The judge of exposure: `auto` and `built-in:NAME` train one on public data, else a model reference.
+        verifier_epochs: Of its training; None is as many as the evaluator's.
         controls: Floors that every attack is compared with: `random`, `permuted`, `untrained`, `counterfactual`.
         counterfactual: The target of the last: `auto` trains one, else a model reference.
         positive_control: Attack a model that leaks on purpose as well; None does so under the profile
             `thorough` and the policy `audit-v1`.
         declared_accuracy: Test accuracy of the model according to its owner, a share; None is not declared.
+        early_stop: Latents leave a gradient search when their loss has ceased to fall.
+        halving: Candidates are ranked in rounds that drop the worse ones.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
         device, precision, batch_size: Where and how; `auto` chooses the batch size by device and free memory. Not part
@@ -153,7 +156,7 @@ class Plan:
         deterministic: Refuse operations that may give other results next time; part of the ids of jobs when it is on.
         devices: Processes that do the jobs, one per device. Not part of any id.
         views, view_kind: Views that white-box attacks average every gradient over; 1 is none. `paa` adds noise, `taa`
-            crops and turns.
+            crops and turns, `erase` fills squares.
         chunk: Classes per job.
         max_queries: Budget of every job's ledger.
         images: `local` writes pictures into the run folder, `none` leaves no picture behind.
@@ -179,12 +182,15 @@ class Plan:
     evaluator_arch: str | None = None
     evaluator_epochs: int | None = None
     verifier: str = "auto"
+    verifier_epochs: int | None = None
     controls: tuple[str, ...] = ("random", "permuted")
     counterfactual: str = "auto"
     positive_control: bool | None = None
     declared_accuracy: float | None = None
     views: int = 1
-    view_kind: Literal["paa", "taa"] = "taa"
+    view_kind: Literal["paa", "taa", "erase"] = "taa"
+    early_stop: bool = False
+    halving: bool = False
     prior_profile: Literal["quick", "standard"] | None = None
     prior_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     device: str = "auto"

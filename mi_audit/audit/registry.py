@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -55,7 +56,7 @@ def pick(kind: str, table: Mapping[str, type[T]], name: str) -> type[T]:
 
 
 def build(kind: str, method: type[T], name: str, settings: Mapping[str, object]) -> T:
-    """The frozen method with `settings`, converted to the types of its fields.
+    """The frozen method with `settings`, converted to the types of its fields; the word `none` is None where that fits.
 
     Raises:
         ConfigError: A setting is unknown or does not fit its type or range.
@@ -67,7 +68,7 @@ def build(kind: str, method: type[T], name: str, settings: Mapping[str, object])
             hint = f"did you mean {close[0]!r}?" if close else f"it knows {', '.join(known)}"
             raise ConfigError(f"expected a setting of the {kind} {name}, got {key!r}; {hint}")
     try:
-        return TypeAdapter(method).validate_python(dict(settings))
+        return TypeAdapter(method).validate_python(_without(method, settings))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"
@@ -75,6 +76,13 @@ def build(kind: str, method: type[T], name: str, settings: Mapping[str, object])
             f"expected a valid {where} of the {kind} {name}, got {first['input']!r}: {first['msg']}; "
             f"see `mi-audit info {name}`"
         ) from error
+
+
+def _without(method: type, settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings with None for the word `none`, which alone a command line and TOML can say; not among texts."""
+    types = {name: get_args(kind) for name, kind in get_type_hints(method).items()}
+    nothing = {name for name, kinds in types.items() if NoneType in kinds and str not in kinds}
+    return {name: None if name in nothing and value == "none" else value for name, value in settings.items()}
 
 
 def _found(contract: type[T], kind: str) -> dict[str, type[T]]:

@@ -2,14 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mi_audit.audit.composition import Composition
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.audit.versions import TRAINING, tool_versions
+from mi_audit.core.defense import Slot
+from mi_audit.nn.freezing import train_mode
+from mi_audit.nn.modes import keeping_modes
+from mi_audit.nn.skips_ratio import ratios
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
 from mi_audit.store.weights import KEY, read_header
@@ -19,6 +26,7 @@ from mi_audit.train.classifier import Fit
 from mi_audit.train.defended import DefendedFit, fit_defended, freeze
 from mi_audit.train.recipe import Recipe
 
+MEASURED = 64  # training images, without augmentation
 VERSION = 2  # raised when the same settings would train other weights
 
 
@@ -81,6 +89,7 @@ class Trained(NamedTuple):
     fit: DefendedFit
     frozen: dict[str, dict[str, object]]
     init: dict[str, object]
+    changed: dict[str, object]
 
 
 def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkpoint: Path | None) -> Trained:
@@ -93,6 +102,8 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
     model, init = fresh_private_model(scene, how.start, seed, parts)
     net = model.classifier.to(scene.device)
     frozen = freeze(net, parts, scene.splits.train.images(slice(0, 2), scene.device))
+    seen = scene.splits.train.images(slice(0, MEASURED), scene.device)
+    before = ratios(net.net, net.prepare(seen))
     for name, facts in frozen.items():
         scene.progress.note(f"{name}: {facts['summary']}")
     fitted = fit_defended(
@@ -106,7 +117,11 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
         lacking = part.shortfall(fitted.notes(name))
         if lacking:
             scene.warn(f"{name}, seed {seed}: {lacking}")
-    return Trained(model, fitted, frozen, init)
+    after = ratios(net.net, net.prepare(seen))
+    for name, share in after.items():
+        scene.progress.note(f"{name}: shortcut over branch {before.get(name, 0.0):.3g} before, {share:.3g} after")
+    skips = {"skip_ratios": {"before": before, "after": after}} if after else {}
+    return Trained(model, fitted, frozen, init, {"batch_norm": batch_norm_policy(net), **skips})
 
 
 def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str, object]:
@@ -119,9 +134,10 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "resolved": made.frozen,
         **({"freeze_search": dict(how.search)} if how.search else {}),
         "doubts": list(composition.doubts),
-        "recipe": asdict(how.recipe),
+        "recipe": asdict(_in_force(how)),
         "phases": {name: {"place": place, **_course(fit)} for place, (name, fit) in enumerate(made.fit.phases, 1)},
         "init": made.init,
+        **made.changed,
         "data": {"train": scene.splits.train.fingerprint, "val": scene.splits.val.fingerprint},
         "versions": {name: versions[name] for name in TRAINING},
         "seed": seed,
@@ -130,6 +146,24 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "adaptive_attack": composition.adaptive,
         "cautions": list(composition.cautions),
     }
+
+
+def _in_force(how: Retraining) -> Recipe:
+    """The recipe as it was followed: who takes the trainer's place computes in single precision, whatever was asked."""
+    steps = any(Slot.STEP in part.slots for part in how.composition.parts.values())
+    return replace(how.recipe, precision="32") if steps else how.recipe
+
+
+def batch_norm_policy(net: nn.Module) -> dict[str, object]:
+    """How many batch norms followed the private images, and how many kept the statistics they came with.
+
+    Those in frozen layers stay in evaluation: the numbers are of the state in which `net` was trained.
+    """
+    with keeping_modes(net):
+        train_mode(net)
+        learned = [module.training for module in net.modules() if isinstance(module, _BatchNorm)]
+    counts = {"trained": sum(learned), "frozen": len(learned) - sum(learned)}
+    return {"policy": "frozen layers keep their public statistics", **counts}
 
 
 def _course(fit: Fit) -> dict[str, object]:

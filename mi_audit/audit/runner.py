@@ -15,6 +15,7 @@ from mi_audit.audit.jobs import Job, Outcome, Step, execute
 from mi_audit.audit.measure import Gallery, measure_attack
 from mi_audit.audit.operations import carried_out, marks
 from mi_audit.audit.plan import Plan
+from mi_audit.audit.savings import Saving, Savings, open_to, savings_of, taken_facts
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.attack import Attack
 from mi_audit.core.errors import ConfigError
@@ -23,6 +24,7 @@ from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.report import AttackResult, ModelFacts
 from mi_audit.core.run import Averaging, Run
 from mi_audit.core.target import Access, LabelOnlyTarget, QueryLedger, restricted
+from mi_audit.nn import mixed_precision
 from mi_audit.store.files import digest
 from mi_audit.store.images import quantise
 from mi_audit.store.targets import LoadedModel, new_model
@@ -46,12 +48,33 @@ class Contender:
         version: Code version of the method.
         search: Reconstructs the classes of one job, given target, prior, classes and run.
         access: Cuts the target to what the method may see.
+        uses: Which savings change anything about it.
     """
 
     facts: Mapping[str, Any]
     version: int
     search: Callable[[Any, Any, Tensor, Run], Reconstructions]
     access: Callable[[Any], Any]
+    uses: frozenset[Saving] = frozenset()
+
+    def saving(self, plan: Plan) -> "Contender":
+        """The same, leaving out what the plan wants left out; that is a setting like its own."""
+        savings = savings_of(plan, self.uses)
+        if savings == Savings():
+            return self
+        facts = {**self.facts, "settings": self.facts["settings"] | savings.settings}
+        return replace(self, facts=facts, search=partial(_granted, self.search, savings))
+
+
+def _granted(
+    search: Callable[[Any, Any, Tensor, Run], Reconstructions],
+    savings: Savings,
+    target: LabelOnlyTarget,
+    prior: Prior,
+    classes: Tensor,
+    run: Run,
+) -> Reconstructions:
+    return search(target, prior, classes, savings.granted(run))
 
 
 def averaging_of(plan: Plan, attack: Attack[Any, Any]) -> Averaging | None:
@@ -75,7 +98,8 @@ def contender(
         "settings": as_settings(attack) | views,
         "seeds": tuple(seeds),
     }
-    return Contender(facts, attack.version, partial(_searched, attack, averaging), partial(restricted, access=access))
+    searched, seen = partial(_searched, attack, averaging), partial(restricted, access=access)
+    return Contender(facts, attack.version, searched, seen, open_to(attack))
 
 
 def _searched(
@@ -166,9 +190,8 @@ class Task:
         model, plan = self.models[job.seed], self.plan
         target = model.target(QueryLedger(plan.max_queries), hasten=True)
         run = replace(self._run(job, on_step), queries=target.ledger.spent)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            classes = torch.tensor(job.classes, device=self.device)
-            found = self.one.search(self.one.access(target), self.priors[job.seed].prior, classes, run)
+        classes = torch.tensor(job.classes, device=self.device)
+        found = self.one.search(self.one.access(target), self.priors[job.seed].prior, classes, run)
         pixels = quantise(found.images.float()).cpu()
         labels = found.labels.cpu()
         looked = model.target()
@@ -188,8 +211,9 @@ class Task:
             "queries": {str(access): images for access, images in sorted(target.ledger.spent.items())},
             "work": dict(sorted(run.work.items())),
             "curves": [asdict(curve) for curve in found.curves],
+            "precision": [asdict(decision) for decision in run.decisions],
         }
-        return tensors, facts
+        return tensors, facts | ({"steps": taken_facts(run.taken)} if run.taken else {})
 
     def _run(self, job: Job, on_step: Step) -> Run:
         model, prior = self.models[job.seed].classifier, self.priors[job.seed].prior
@@ -198,6 +222,7 @@ class Task:
             seed=job.seed,
             batch_size=batch_of(self.plan.batch_size, self.device, self.size, model, prior),
             on_step=lambda stage, done, total: on_step(f"{label}: {stage}", done, total),
+            precision="bf16" if self.plan.precision == "bf16" else "32",  # attacks are exact unless told otherwise
         )
 
 
@@ -223,6 +248,7 @@ class Runner:
 
         With a `permutation` of the classes the measurements of its control of permuted labels come second.
         """
+        one = one.saving(self.scene.plan)
         scene, name = self.scene, str(one.facts["name"])
         jobs = list(self._jobs(one, priors))
         scene.progress.stage(f"{name}{f' on the {self.folder} model' if self.folder else ''}: {len(jobs)} job(s)")
@@ -243,7 +269,8 @@ class Runner:
             net = model.classifier
             what = (one.facts["name"], one.version, one.facts["settings"], priors[seed].sha256, self.scene.size)
             whom = (model.sha256, model.arch, net.size, net.mean_values, net.std_values, net.order)
-            how = (plan.max_queries, plan.precision == "bf16", self.scene.splits.train.fingerprint)
+            mixed = plan.precision == "bf16" and mixed_precision.VERSION
+            how = (plan.max_queries, mixed, self.scene.splits.train.fingerprint)
             for start in range(0, len(self.attacked), plan.chunk):
                 chunk = tuple(sorted(self.attacked[start : start + plan.chunk]))
                 key = digest("job", what, whom, how, chunk, seed, *marks(plan, self.scene.device))

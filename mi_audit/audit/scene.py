@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from mi_audit.audit.clock import Clock
+from mi_audit.audit.devices import on_device
 from mi_audit.audit.executor import InProcess, executor_for
 from mi_audit.audit.jobs import Executor
 from mi_audit.audit.operations import carried_out
@@ -40,6 +41,7 @@ ELSEWHERE = (
     "baseline",
     "max_regression",
 )  # of a plan, what no result depends on
+ONLY_WHEN_ON = ("early_stop", "halving")  # named when they are on, so that folders from before they existed are found
 SMALLEST, LARGEST = 32, 128  # sides in pixels that the shipped priors are built for
 
 
@@ -154,7 +156,11 @@ def run_folder_path(plan: Plan, kind: str) -> Path:
     """Where the run is kept; without --out the name depends on the plan alone, so re-typing a command resumes it."""
     if plan.out is not None:
         return plan.out
-    settings = {name: value for name, value in plan_to_json(plan).items() if name not in ELSEWHERE}
+    settings = {
+        name: value
+        for name, value in plan_to_json(plan).items()
+        if name not in ELSEWHERE and (value or name not in ONLY_WHEN_ON)
+    }
     stem = Path(plan.model.ref.split(":")[-1]).stem or "model"
     return Path("runs") / f"{kind}-{stem}-{digest(kind, settings)[:8]}"
 
@@ -189,11 +195,12 @@ def open_scene(plan: Plan, kind: str, progress: ProgressSink, *, dry: bool = Fal
         folder.point_latest()
         clock = Clock()
         try:
-            with clock.stage("load"):
-                scene = _load(plan, kind, device, folder, clock, progress)
-            yield replace(scene, executor=executor)
+            with on_device(device):
+                with clock.stage("load"):
+                    scene = _load(plan, kind, device, folder, clock, progress)
+                yield replace(scene, executor=executor)
         finally:
-            clock.write(folder)
+            clock.write(folder, progress)
 
 
 def _load(plan: Plan, kind: str, device: str, folder: RunFolder, clock: Clock, progress: ProgressSink) -> Scene:

@@ -89,11 +89,14 @@ class RunTable(Table):
         examples=["built-in:densenet121-small"],
     )
     evaluator_epochs: Count | None = Field(
-        default=None, description="epochs for which the evaluator and the verifier are trained", examples=[30]
+        default=None, description="epochs for which the evaluator is trained", examples=[30]
     )
     verifier: str = Field(
         default="auto",
         description="judge of exposure: a model reference or built-in:NAME; auto trains one on public data",
+    )
+    verifier_epochs: Count | None = Field(
+        default=None, description="epochs for which the verifier is trained; as many as the evaluator", examples=[25]
     )
     controls: Words = Field(
         default=("random", "permuted"),
@@ -119,8 +122,15 @@ class RunTable(Table):
         description="random views that white-box attacks average every gradient over, 20 to 50 against a defense; "
         "1 is none",
     )
-    view_kind: Literal["paa", "taa"] = Field(
-        default="taa", description="what those views are: paa adds noise, taa crops and turns"
+    view_kind: Literal["paa", "taa", "erase"] = Field(
+        default="taa", description="what those views are: paa adds noise, taa crops and turns, erase fills squares"
+    )
+    early_stop: bool = Field(
+        default=False,
+        description="latents leave a white-box search when their loss has ceased to fall; faster, and may find less",
+    )
+    halving: bool = Field(
+        default=False, description="rank candidates in rounds that drop the worse half before they saw all views"
     )
     prior_profile: Literal["quick", "standard"] | None = Field(
         default=None, description="profile of the priors when it differs from the run's", examples=["quick"]
@@ -130,7 +140,8 @@ class RunTable(Table):
         default=1, description="processes that share the jobs, one per device; results do not depend on it"
     )
     precision: Literal["32", "bf16", "auto"] = Field(
-        default="auto", description="number format of the attacked networks"
+        default="auto",
+        description="bf16 attacks in bfloat16, too, where that changes little; auto trains in it, where it is fast",
     )
     batch_size: AutomaticCount = Field(
         default="auto",

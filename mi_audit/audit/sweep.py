@@ -1,7 +1,6 @@
 """The same defense with every value of one setting, beside one undefended twin: utility against leakage."""
 
 import os
-import secrets
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,9 +19,10 @@ from mi_audit.core.errors import AuditError, ConfigError, StorageError
 from mi_audit.core.report import Comparison
 from mi_audit.core.sweep import Sweep, SweepFailure, SweepPoint, TwinPoint
 from mi_audit.nn.freezing import parse
+from mi_audit.store.drafts import draft_of
 from mi_audit.store.files import make_folder, storage_error
+from mi_audit.store.results import SWEEP_FILE, write_result
 from mi_audit.store.runs import RunFolder
-from mi_audit.store.sweeps import SWEEP_FILE, write_sweep
 
 Defend = Callable[[Plan, ProgressSink], Comparison]
 MASKING = ("gradient-masking", "deception")  # classes of defenses that can stop an attack without removing anything
@@ -81,7 +81,7 @@ def run_sweep(plan: Plan, progress: ProgressSink | None = None, defend: Defend =
         if not done and ran[0].error is not None:
             raise ran[0].error
         sweep = summarised(plan, grid, ran)
-        write_sweep(folder.path / SWEEP_FILE, sweep)
+        write_result(folder.path / SWEEP_FILE, sweep)
         if plan.defend.save is not None:
             _save(sweep, ran, folder.path, plan.defend.save, progress)
         return sweep
@@ -96,7 +96,7 @@ def grid_of(plan: Plan) -> Grid:
     if plan.defend.sweep is None:
         raise ConfigError("expected --sweep NAME=VALUE,VALUE, got none; write for example --sweep freeze=40%,80%")
     grid = read_grid(plan.defend.sweep, plan.defend.method)
-    for value in grid.values if grid.parameter in ("freeze", "tldmi.freeze") else ():
+    for value in grid.values if grid.parameter == "freeze" else ():
         parse(value)
     return grid
 
@@ -239,7 +239,7 @@ def _bring_twin(folder: Path, name: str, ran: list[str], *, only: bool) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """Put the content of `source` at `target` in one step, sharing the space on disk where the file system can."""
-    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    draft = draft_of(target)
     try:
         make_folder(target.parent)
         try:

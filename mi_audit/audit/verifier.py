@@ -236,7 +236,8 @@ def verifier_lesson(scene: Scene, others: tuple[LoadedModel, ...]) -> Lesson | N
     except (ConfigError, DataError):
         return None
     arch = verifier_arch(tuple(other.arch for other in others), scene.size) if wanted == "auto" else wanted
-    recipe = evaluator_recipe(scene.size, data.channels, scene.plan.evaluator_epochs, scene.plan.precision)
+    epochs = scene.plan.verifier_epochs or scene.plan.evaluator_epochs
+    recipe = evaluator_recipe(scene.size, data.channels, epochs, scene.plan.precision)
     return Lesson(arch, recipe, data, parts)
 
 

@@ -138,6 +138,11 @@ def resume(
     if kind == "fisher":
         from mi_audit.cli.fisher import go_on
 
+        if wanted or exit_zero:
+            raise ConfigError(
+                f"expected neither --report nor --exit-zero for the profile in {path}, got one; leave it out "
+                "and write the profile with `mi-audit report` once it is there"
+            )
         go_on(saved, path)
         return
     if kind not in ("attack", "defend") or not isinstance(settings, dict):

@@ -100,6 +100,7 @@ def _facts(entry: Mapping[str, Any]) -> Table:
         "kind",
         "slots",
         "adaptive",
+        "adaptive_options",
         "caution",
         "not with",
         "measures",

@@ -1,5 +1,6 @@
 """What one invocation of the program carries around, and the boundary where errors become one line and an exit code."""
 
+import errno
 import json
 import logging
 import os
@@ -42,22 +43,28 @@ class Session:
     run: Path | None = None
 
     def log(self, text: str) -> None:
-        """Append a line with the time to the log file, if there is one."""
+        """Append a line with the time to the log file, if there is one; one that cannot be written is given up."""
         if self.log_file is not None:
             try:
                 with self.log_file.open("a", encoding="utf-8") as stream:
                     stream.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
             except OSError as error:
                 file, self.log_file = self.log_file, None
-                raise ConfigError(f"expected a log file that can be written, got {error.strerror} on {file}") from error
+                say(f"nothing more is written to the log file {file}: {error.strerror}", "warning", "yellow")
 
     def start_logging(self) -> None:
-        """Silence what libraries say, unless it was asked for, and put the command line into the log file."""
+        """Silence what libraries say, unless it was asked for, and put the command line into the log file.
+
+        Raises:
+            ConfigError: The log file cannot be opened.
+        """
         logging.getLogger().setLevel(LEVELS.get(self.verbosity, logging.DEBUG))
         if self.verbosity > 0:
             logging.basicConfig(format="%(name)s: %(message)s")
         else:
             warnings.simplefilter("ignore")
+        if self.log_file is not None:
+            _check_log(self.log_file)
         self.log("mi-audit " + " ".join(sys.argv[1:]))
 
 
@@ -136,7 +143,7 @@ class Boundary:
             code, text = 2, error.format_message()
         else:
             code, text = BROKEN, _bug(error)
-        self._record(lines)
+        self.session.log(lines)
         if self.session.verbosity > 0:
             stderr().print(Text(lines.rstrip(), style="dim"))
         if self.session.json:
@@ -145,7 +152,7 @@ class Boundary:
         return code
 
     def _interrupted(self, lines: str) -> int:
-        self._record(lines)
+        self.session.log(lines)
         if self.session.json:
             resume = str(self.session.run) if self.session.run else None
             emit_json(
@@ -161,12 +168,6 @@ class Boundary:
             say("nothing was written", "interrupted", "bold yellow")
         return INTERRUPTED
 
-    def _record(self, lines: str) -> None:
-        try:
-            self.session.log(lines)
-        except ConfigError as error:
-            say(str(error), "warning", "yellow")
-
 
 def _bug(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
@@ -175,6 +176,17 @@ def _bug(error: BaseException) -> str:
         f"this is a bug in mi-audit: {type(error).__name__}: {error}{place}; "
         "run again with -v for the traceback and report it"
     )
+
+
+def _check_log(file: Path) -> None:
+    """Refuse a log file in a wrong place at once; a full disk, which only costs the log, shows when it is written."""
+    try:
+        file.open("a").close()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfigError(
+                f"expected a log file that can be written, got {error.strerror} on {file}; choose another --log-file"
+            ) from error
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -28,6 +28,7 @@ class Attack(ABC, Generic[Sees, Knows]):
         prior: Name of the recipe whose prior the attack was published with.
         cost: One line on the work per final image under the published defaults.
         deviations: Where this differs from the published code, and why; printed by `mi-audit info`.
+        ranks: Whether it ranks its candidates by `nn.robust_search`, which `--halving` shortens.
         version: Raised whenever the same settings would give other images; part of the job id.
     """
 
@@ -37,6 +38,7 @@ class Attack(ABC, Generic[Sees, Knows]):
     prior: ClassVar[str]
     cost: ClassVar[str]
     deviations: ClassVar[tuple[str, ...]] = ()
+    ranks: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
     @abstractmethod

@@ -66,7 +66,13 @@ class OutOfMemory(AuditError):
 
 
 class DeviceLost(AuditError):
-    """An accelerator stopped answering, or no process is left to work; finished jobs are kept."""
+    """An accelerator stopped answering, or no process is left to work; finished jobs are kept.
+
+    Attributes:
+        reason: What the accelerator said; empty when there is none.
+    """
+
+    reason: str = ""
 
 
 class StorageError(AuditError):

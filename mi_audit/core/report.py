@@ -20,7 +20,7 @@ from mi_audit.core.verdict import Verdict as Verdict
 from mi_audit.core.verdict import VerifierFacts as VerifierFacts
 from mi_audit.core.verdict import Waiver as Waiver
 
-SCHEMA_VERSION = "1.1.0"  # additive changes raise the second figure, others the first
+SCHEMA_VERSION = "1.2.0"  # additive changes raise the second figure, others the first
 POSITIVE = "control:positive"  # how the name of an attack on a model that leaks on purpose begins
 
 
@@ -96,6 +96,47 @@ class CurveFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionFacts:
+    """What the networks of one stage of an attack computed in, over its jobs, where bfloat16 was asked for.
+
+    Attributes:
+        stage: As in the curves; `pool` is the scoring of random latents.
+        searches: How often both arithmetics were compared, and one was chosen.
+        mixed: How often it was bfloat16, but for the last tenth of the steps; otherwise it was single precision.
+        cosine: Least and largest median cosine between what both gave at the first step; None when there is none.
+        reasons: Why it was not bfloat16.
+    """
+
+    stage: str
+    searches: int
+    mixed: int
+    cosine: tuple[float, float] | None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """How far the latents of one stage of an attack went when they may stop early.
+
+    Attributes:
+        stage: Name of the search.
+        asked: Steps of the whole search.
+        rows: Latents.
+        stopped: Share of them that stopped early.
+        mean, median: Steps taken.
+        note: Why none of them may; empty when they may.
+    """
+
+    stage: str
+    asked: int
+    rows: int
+    stopped: float
+    mean: float
+    median: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """The attacker's surest reconstruction of a class and the private image nearest to it.
 
@@ -125,9 +166,11 @@ class AttackResult:
         prior, paper, settings: Recipe of the prior, citation, hyper-parameters as run.
         measurements: Among them `target_acceptance`: the share the target itself assigns to the class.
         queries, work: Images the target was asked about, by access; images passed through each network.
+        steps: How far searches went, stage by stage, when latents may stop early; else empty.
         flags: Reasons to distrust the numbers, such as an attack that did not converge.
         failed: Jobs that failed, with the error.
         over_control: The attack minus each of its controls, paired by class and seed; the protocol names the control.
+        precision: What its networks computed in; empty when all was in single precision as asked.
         note: What to know about how it was made, in sentences, such as what the model of a control was trained on.
     """
 
@@ -146,7 +189,9 @@ class AttackResult:
     failed: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     over_control: tuple[Measurement, ...] = ()
+    precision: tuple[PrecisionFacts, ...] = ()
     note: str = ""
+    steps: tuple[StepFacts, ...] = ()
 
     def measurement(self, name: str) -> Measurement | None:
         """The measurement called `name`, or None."""
@@ -198,6 +243,11 @@ class AuditReport:
     validity: tuple[ValidityFlag, ...] = ()
     verifier: VerifierFacts | None = None
     planned: tuple[int, ...] = ()
+
+    @property
+    def without_controls(self) -> tuple[AttackResult, ...]:
+        """The attacks alone."""
+        return tuple(attack for attack in self.attacks if attack.role == "attack")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

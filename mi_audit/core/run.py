@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from mi_audit.core.arithmetic import Arithmetic, Decision
+from mi_audit.core.early_stop import EarlyStop, Taken
 from mi_audit.core.errors import ConfigError, OutOfMemory
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Labels
@@ -25,9 +27,16 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice, /) -> Any: ...  # noqa: ANN401
 
 
-ViewKind = Literal["paa", "taa"]
+ViewKind = Literal["paa", "taa", "erase"]
 LEAST_VIEWS = 20  # defended models were attacked with 20 to 50 views; a randomised target needs 20 passes
-UNDONE_BY: dict[ViewKind, tuple[str, ...]] = {"paa": (), "taa": ("bido", "tldmi")}  # AlignMI, Table 8
+ANSWERS: dict[ViewKind, tuple[str, ...]] = {
+    # MID where it answers with noise: every view draws it anew. AT-AT plants features two hundred times finer than the
+    # noise of these views, which averages them away.
+    "paa": ("atat", "mid"),
+    # AlignMI, Table 8, has measured the first two. DP-SGD has no gap of its own: the strongest plain attack is the one.
+    "taa": ("bido", "tldmi", "dp-sgd", "mid"),
+    "erase": ("midre", "mid"),  # what the model was trained to see through
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class Averaging:
     """At every gradient step, average the identity loss over random views of each image (AlignMI, NeurIPS 2025).
 
     Attributes:
-        kind: `paa` adds noise, `taa` crops and turns.
+        kind: `paa` adds noise, `taa` crops and turns, `erase` fills squares as the defense MIDRE does.
         count: Views per image and step, at least 2.
 
     Raises:
@@ -51,8 +60,8 @@ class Averaging:
 
     @property
     def adaptive_to(self) -> tuple[str, ...]:
-        """Defenses whose published protection it removes most of, by command-line name; with too few views none."""
-        return UNDONE_BY[self.kind] if self.count >= LEAST_VIEWS else ()
+        """Defenses that it is the known answer to, by command-line name; with too few views none."""
+        return ANSWERS[self.kind] if self.count >= LEAST_VIEWS else ()
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -70,6 +79,11 @@ class Run:
         work: Images passed through each network, by name: `generator_forward`, `target_backward`, ...
         averaging: Views that gradient searches average their identity loss over; None shows the target each image once.
         queries: Where the target counts its queries, so that those of a chunk that did not fit are not counted twice.
+        precision: What the networks of searches are to compute in, where that changes little; all else is exact.
+        decisions: What was decided about it, search by search; empty in single precision.
+        early_stop: When a latent leaves a gradient search before its last step; None never.
+        taken: Rows by the steps they took; empty without `early_stop`.
+        halving: Rank candidates in rounds, and drop the worse ones before all views of the ranking were seen.
     """
 
     seed: int = 0
@@ -78,6 +92,11 @@ class Run:
     work: Counter[str] = field(default_factory=Counter)
     averaging: Averaging | None = None
     queries: Counter[Any] = field(default_factory=Counter)
+    precision: Arithmetic = "32"
+    decisions: list[Decision] = field(default_factory=list)
+    early_stop: EarlyStop | None = None
+    taken: Counter[Taken] = field(default_factory=Counter)
+    halving: bool = False
 
     def streams(self, labels: Labels, restarts: Labels) -> Streams:
         """One random stream per (label, restart)."""

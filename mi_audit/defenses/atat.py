@@ -1,6 +1,5 @@
 """AT-AT: make every image one invisible step from every class; attacks find noise, and anyone can fool the model."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,11 +8,12 @@ import torch
 
 from mi_audit.core.defense import MASKING, Defense, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels
 from mi_audit.nn.objectives import cross_entropy
 from mi_audit.nn.precision import single
-from mi_audit.nn.shortcuts import mislead
+from mi_audit.nn.shortcuts import hardly_pushed, mislead, push_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ class ATAT(Defense):
         "Images lie in [0, 1] instead of [-1, 1], so reach and step are half of the published 5e-4 and 1e-4.",
         "The search for the push runs in eval mode; the published one runs in training mode, where every sign step "
         "moves the running statistics of batch norms and draws new dropout.",
-        "The term is computed in true single precision: bfloat16 and TF32 round such a push away.",
+        "The search and the forward pass of the term are computed in true single precision: bfloat16 and TF32 round "
+        "such a push away. The backward pass to the weights is the trainer's, in which TF32 may round.",
     )
 
     accept_fragility: bool = False
@@ -77,6 +78,7 @@ class ATAT(Defense):
     steps: int = 5
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not self.accept_fragility:
             raise ConfigError(
                 "expected accept_fragility=true, got false: atat makes the model trivially attackable, whoever has it "
@@ -97,18 +99,14 @@ class ATAT(Defense):
                 step.model, images, labels, start, reach=self.reach, step=self.step, steps=self.steps
             )  # fmt: skip
             missed = cross_entropy(step.model(pushed), labels).mean()
-        guessing = missed.new_full((), math.log(step.logits.shape[1]))
-        return Term(self.weight * missed, {"push_loss": missed.detach(), "guessing_loss": guessing})
+        return Term(self.weight * missed, push_notes(missed, "push_loss", step.logits.shape[1]))
 
     def shortfall(self, notes: Mapping[str, float]) -> str:
         """The loss of pushed images did not come half the way down from that of guessing."""
-        missed, guessing = notes.get("push_loss", 0.0), notes.get("guessing_loss", 0.0)
-        if missed <= guessing / 2:
-            return ""
-        return (
-            f"pushed images are hardly taken for the class they are pushed to (push_loss {missed:.2f}, guessing has "
-            f"{guessing:.2f}), so the model hardly learned to fall; raise the epochs or atat.weight, which is "
-            f"{self.weight:g}"
+        losses = hardly_pushed(notes, "push_loss")
+        return losses and (
+            f"pushed images are hardly taken for the class they are pushed to {losses}, so the model hardly learned to "
+            f"fall; raise the epochs or atat.weight, which is {self.weight:g}"
         )
 
 

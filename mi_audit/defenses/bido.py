@@ -1,6 +1,5 @@
 """BiDO: make hidden layers depend less on the picture and more on the label."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,6 +9,7 @@ from torch import nn
 
 from mi_audit.core.defense import Defense, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images
 from mi_audit.nn.dependence import (
@@ -47,7 +47,7 @@ class BiDO(Defense):
         sigma: Width of the Gaussian kernels, in units of the root of the dimension; 0 takes the median distance.
         eps: Ridge of HSIC per picture; a larger one, such as 1e-3, tells dependence better from rank.
         layers: `auto` (ends of the stages), or dotted names of modules, separated by commas.
-        images_per_class: Pictures of a class in a batch; None draws batches at random, which leaves too few pairs of
+        images_per_class: Pictures of a class in a batch; `none` draws batches at random, which leaves too few pairs of
             one class for the label term when classes are many.
 
     Raises:
@@ -91,17 +91,18 @@ class BiDO(Defense):
     images_per_class: int | None = 4
 
     def __post_init__(self) -> None:
-        if min(self.lambda_x, self.lambda_y) < 0 or not 0 < self.lambda_x + self.lambda_y < math.inf:
+        require_finite(self)
+        if min(self.lambda_x, self.lambda_y) < 0 or self.lambda_x + self.lambda_y == 0:
             raise ConfigError(
-                f"expected finite weights >= 0 and one above 0, got lambda_x={self.lambda_x} and "
+                f"expected weights >= 0 and one above 0, got lambda_x={self.lambda_x} and "
                 f"lambda_y={self.lambda_y}; without weights there is no defense"
             )
-        if not 0 <= self.sigma < math.inf or not 0 < self.eps < math.inf:
-            raise ConfigError(f"expected finite sigma >= 0 and eps > 0, got {self.sigma} and {self.eps}; correct them")
+        if self.sigma < 0 or self.eps <= 0:
+            raise ConfigError(f"expected sigma >= 0 and eps > 0, got {self.sigma} and {self.eps}; correct them")
         if self.images_per_class is not None and self.images_per_class < 2:
             raise ConfigError(
                 f"expected images_per_class of 2 or more, got {self.images_per_class}: with single pictures the label "
-                "kernel is constant; raise it, or set it to none for random batches"
+                "kernel is constant; raise it, or set bido.images_per_class=none for random batches"
             )
         if not self._names() and self.layers != "auto":
             raise ConfigError(f"expected layers=auto or names of modules, got {self.layers!r}; write layer3,layer4")

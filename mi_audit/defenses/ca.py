@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mi_audit.core.defense import MASKING, Defense, Moment, Phase, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels, Logits, Scalar
 
@@ -58,7 +59,8 @@ class CA(Defense):
     lr: float = 2e-5
 
     def __post_init__(self) -> None:
-        if not min(self.power, self.scale, self.lr) > 0:
+        require_finite(self)
+        if min(self.power, self.scale, self.lr) <= 0:
             raise ConfigError(
                 f"expected power, scale and lr > 0, got {self.power}, {self.scale}, {self.lr}; for example ca.power=8"
             )

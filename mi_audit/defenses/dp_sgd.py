@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mi_audit.core.defense import Defense, Edit, Slot, Stepper, Training
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.nn.group_norm import training_batch_norms
 
@@ -55,11 +56,13 @@ class DPSGD(Defense):
         "trap-mid": "its triggers are learned from private gradients that no noise covers",
         "atat": "its inner loop uses private gradients that no noise covers",
     }
+    untested: ClassVar = {"negls": "negative labels pull at the logits without end, and clipping bounds how fast"}
     deviations: ClassVar = (
         "Batches are drawn by Poisson sampling and the sum of gradients is divided by the expected batch size, as the "
         "accountant assumes; published baselines of inversion shuffle, and do not account at all.",
         "The noise comes from an ordinary generator with a secret key of 62 bits, in single precision: enough against "
         "inversion, not against an attacker who exploits the floating point representation of noise.",
+        "All is computed in single precision, whatever --precision says; the manifest says so, too.",
         "Choosing the epoch on the validation images, and tuning, are not accounted for.",
     )
 
@@ -71,7 +74,8 @@ class DPSGD(Defense):
     secret: bool = True
 
     def __post_init__(self) -> None:
-        if not (0 < self.epsilon < float("inf") and 0 < self.max_grad_norm < float("inf")):
+        require_finite(self)
+        if min(self.epsilon, self.max_grad_norm) <= 0:
             raise ConfigError(
                 f"expected epsilon and max_grad_norm above 0, got {self.epsilon} and {self.max_grad_norm}; raise them"
             )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mi_audit.core.defense import Defense, Edit, Slot, Step, Term
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images
 from mi_audit.nn import heads
@@ -60,7 +61,8 @@ class MID(Defense):
     eval_noise: bool = False
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
+        require_finite(self)
+        if self.weight <= 0:
             raise ConfigError(f"expected weight > 0, got {self.weight}; set for example mid.weight=0.01")
         if self.code is not None and self.code < 1:
             raise ConfigError(f"expected code >= 1, got {self.code}; leave mid.code out for half the features")

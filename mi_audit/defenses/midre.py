@@ -1,22 +1,16 @@
 """MIDRE: never show the model a whole image, by erasing a random square of every training image."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mi_audit.core.defense import Defense, Moment, Slot
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images, Labels
-from mi_audit.nn.classifier import LUMINANCE
-
-FILLS = {  # in [0, 1]
-    "paper": (0.7425, 0.728, 0.703),  # the released code's (0.485, 0.456, 0.406) in [-1, 1]: v / 2 + 1 / 2
-    "neutral": (0.5, 0.5, 0.5),
-}
+from mi_audit.nn.erasing import HIGH, LOW, Fill, colour_of, erase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +40,12 @@ class MIDRE(Defense):
     slots: ClassVar = frozenset({Slot.DATA})
     deviations: ClassVar = ("Grey images are filled with the luminance of the colour.",)
 
-    low: float = 0.1
-    high: float = 0.4
-    fill: Literal["paper", "neutral"] = "paper"
+    low: float = LOW
+    high: float = HIGH
+    fill: Fill = "paper"
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not 0 < self.low <= self.high < 1:
             raise ConfigError(
                 f"expected 0 < low <= high < 1, got {self.low}, {self.high}; set for example midre.high=0.4"
@@ -59,35 +54,4 @@ class MIDRE(Defense):
     def transform(self, images: Images, labels: Labels, moment: Moment) -> Images:
         del labels
         uniform = torch.rand(len(images), 3, generator=moment.rng).to(images.device)
-        colour = images.new_tensor(FILLS[self.fill])
-        if images.shape[1] == 1:
-            colour = (colour * images.new_tensor(LUMINANCE)).sum(dim=0, keepdim=True)
-        return erase(images, uniform, self.low, self.high, colour)
-
-
-def erase(
-    images: Images, uniform: Float[Tensor, "b 3"], low: float, high: float, colour: Float[Tensor, " c"]
-) -> Images:
-    """Each image with one square, inside it, of one colour.
-
-    Args:
-        images: In [0, 1].
-        uniform: Numbers in [0, 1) per image: share of the area between `low` and `high`, place down, place right.
-        low: Smallest share of the area; the side is rounded to pixels.
-        high: Largest share; where the square would not fit, it ends at the shorter side of the image.
-        colour: Per channel.
-    """
-    height, width = images.shape[-2:]
-    share = low + (high - low) * uniform[:, 0]
-    side = (share * height * width).sqrt().round().clamp(1, min(height, width))
-    rows = _covered(height, uniform[:, 1], side)
-    columns = _covered(width, uniform[:, 2], side)
-    inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-    return torch.where(inside, colour[:, None, None], images)
-
-
-def _covered(length: int, place: Float[Tensor, " b"], side: Float[Tensor, " b"]) -> Tensor:
-    """Which of `length` pixels lie in an interval of `side` pixels at a place in [0, 1), one row per image."""
-    start = (place * (length - side + 1)).floor()[:, None]
-    pixels = torch.arange(length, device=place.device)
-    return (pixels >= start) & (pixels < start + side[:, None])
+        return erase(images, uniform, self.low, self.high, colour_of(images, self.fill))

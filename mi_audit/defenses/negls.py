@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from mi_audit.core.defense import MAIN, MASKING, Defense, Moment, Slot
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels, Logits, Scalar
 
@@ -50,6 +51,7 @@ class NegLS(Defense):
     allow_positive: bool = False
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if not -1 < self.alpha < 1 or self.alpha == 0:
             raise ConfigError(f"expected alpha between -1 and 0, got {self.alpha}; set for example negls.alpha=-0.05")
         if self.alpha > 0 and not self.allow_positive:

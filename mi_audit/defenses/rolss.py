@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from mi_audit.core.defense import MASKING, Defense, Edit, Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.paper import Paper
-from mi_audit.nn import skips
+from mi_audit.nn import skips, skips_truncation
 
 THIRD, SPLIT = "layer3", 0.8  # the released code builds this stage without the skips behind its first 80 % of blocks
 
@@ -27,9 +27,12 @@ class RoLSS(Defense):
         keep_projection: Remove identity shortcuts only, not those that change the shape: the milder variant.
         parity: Also what the released code removes besides, whatever its settings say: all skip connections of `layer3`
             of a ResNet behind its first 80 % of blocks. The first block keeps its own.
+        dense_mode: In dense blocks `mask` sets what is not carried over to zero; `truncate` cuts it off as the released
+            code does, so that public weights of the block no longer fit and the head sees as few numbers as one layer
+            makes, which is a defense of its own (see `loft`).
 
     Raises:
-        ConfigError: The network has no skip connections, or with `parity` is no ResNet.
+        ConfigError: The network has no skip connections, or with `parity` is no ResNet, or with `truncate` no DenseNet.
     """
 
     paper: ClassVar = Paper(
@@ -54,7 +57,8 @@ class RoLSS(Defense):
         "connection; here the last stage that has one is meant.",
         "It keeps the weights of removed projections as dead parameters; here they are deleted.",
         "In DenseNets it cuts channels off, so that public weights no longer fit and the input of the head shrinks to "
-        "the growth rate; here these channels are zero, and the rest of the network keeps its shape.",
+        "the growth rate; here these channels are zero, and the rest of the network keeps its shape, unless "
+        "`dense_mode` is `truncate`.",
     )
     excludes: ClassVar[Mapping[str, str]] = {
         "ssf": "it scales the skip connections that rolss removes",
@@ -63,6 +67,7 @@ class RoLSS(Defense):
 
     keep_projection: bool = False
     parity: bool = False
+    dense_mode: Literal["mask", "truncate"] = "mask"
 
     def edits(self, net: nn.Module, example: Tensor) -> Sequence[Edit]:
         found = skips.find(net, example)
@@ -70,6 +75,8 @@ class RoLSS(Defense):
             *(_third(found) if self.parity else ()),
             *skips.last_stage(found, projections=not self.keep_projection),
         )
+        if self.dense_mode == "truncate":
+            return (skips_truncation.edit(net, example, chosen, 0.0),)
         return (skips.edit({skip.name: 0.0 for skip in chosen}),)
 
 

@@ -13,6 +13,7 @@ import torch
 from mi_audit.core.random import Streams
 from mi_audit.core.run import Averaging, ViewKind
 from mi_audit.core.types import Images, Labels, PerSample
+from mi_audit.nn.erasing import Erasing
 from mi_audit.nn.views import Chain, RandomCrop, Rotation, View
 
 Loss = Callable[[Images, Labels, Streams], PerSample]
@@ -46,6 +47,7 @@ VIEWS: dict[ViewKind, View] = {
             Rotation(5.0, share=1.0, name="averaging/rotation"),
         )
     ),
+    "erase": Erasing(name="averaging/erasing"),  # as MIDRE is published
 }
 
 
@@ -71,6 +73,7 @@ def averaged(
     for part in keys.split(at_once, dim=1):
         copies, own = part.shape[1], Streams(part.T.flatten())  # copies b
         losses = loss(view(seen.repeat(copies, 1, 1, 1), own, step), labels.repeat(copies), own)
-        (slope,) = torch.autograd.grad(losses.sum(), seen)
+        with torch.autocast(seen.device.type, enabled=False):  # as gradients outside of mixed precision are taken
+            (slope,) = torch.autograd.grad(losses.sum(), seen)
         total, gradient = total + losses.detach().view(copies, -1).sum(dim=0), gradient + slope
     return (total + ((images - seen.detach()) * gradient).flatten(1).sum(dim=1)) / count

@@ -76,6 +76,11 @@ def compiled(net: Network) -> Network:
     return net
 
 
+def as_is(net: nn.Module) -> Callable[..., Any]:
+    """A pass of `net` that is never compiled: what is computed again in a backward pass has to be the same both times."""
+    return type(net).forward.__get__(net)
+
+
 @dataclass(eq=False)
 class _Quick:
     """Takes the place of the `forward` of `net`."""
@@ -93,13 +98,9 @@ class _Quick:
         rows = len(given[0]) if kind is not None else 0
         size = self._size(kind, rows) if kind is not None else None
         if kind is None or size is None:
-            return self._plain(*given)
+            return as_is(self.net)(*given)
         ready = self.known.get((kind, size)) or self._learnt(kind, size, given)
-        return self._plain(*given) if ready is None else ready(*given)
-
-    @property
-    def _plain(self) -> Callable[..., Any]:
-        return type(self.net).forward.__get__(self.net)
+        return as_is(self.net)(*given) if ready is None else ready(*given)
 
     def _kind(self, given: Sequence[object]) -> Kind | None:
         """What these inputs have in common with others of other numbers of rows; None for what is not compiled."""
@@ -132,10 +133,10 @@ class _Quick:
         device, name = given[0].device, type(self.net).__name__
         mode = "reduce-overhead" if device.type == "cuda" and size < LAUNCH_BOUND else None
         mode = mode if self.backend == "inductor" else None
-        ready = _filled(torch.compile(self._plain, backend=self.backend, mode=mode, dynamic=False), size, mode)
+        ready = _filled(torch.compile(as_is(self.net), backend=self.backend, mode=mode, dynamic=False), size, mode)
         try:
             with torch._dynamo.config.patch(recompile_limit=64):  # of all networks of this class together
-                same = _same(self._plain, ready, given)
+                same = _same(as_is(self.net), ready, given)
         except FAILURES as error:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
@@ -191,8 +192,9 @@ def _same(plain: Callable[..., Any], ready: Callable[..., Any], given: Sequence[
 def _as_close(ours: Tensor, usual: Tensor, exact: Tensor) -> bool:
     if ours.shape != exact.shape:
         return False
-    allowed = 2 * (usual.float() - exact).abs().max() + ROUNDING * exact.abs().max().clamp_min(1e-6)
-    return bool((ours.float() - exact).abs().max() <= allowed)  # False for NaN
+    rounding = max(ROUNDING, 2 * torch.finfo(usual.dtype).eps)
+    allowed = 2 * (usual.float() - exact.float()).abs().max() + rounding * exact.abs().max().clamp_min(1e-6)
+    return bool((ours.float() - exact.float()).abs().max() <= allowed)  # False for NaN
 
 
 def _passed(run: Callable[..., Any], given: Sequence[Any]) -> list[Tensor]:

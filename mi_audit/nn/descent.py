@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mi_audit.core.errors import Diverged
@@ -18,6 +18,8 @@ from mi_audit.core.reconstruction import Curve
 from mi_audit.core.run import Run, is_out_of_memory
 from mi_audit.core.types import Images, Labels, Latents, PerSample
 from mi_audit.nn.averaging import averaged
+from mi_audit.nn.early_stopping import leaving, note_steps, rule_of
+from mi_audit.nn.mixed_precision import ROWS, decided, mixed_steps, networks, spread
 from mi_audit.nn.optimisers import Optimiser, State
 from mi_audit.nn.views import View
 
@@ -33,17 +35,21 @@ class Descended(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """The end of one chunk: `losses` are summed over its rows, step by step."""
+    """The end of one chunk: `losses` are summed over its rows, step by step; `taken` are the steps of each row."""
 
     latents: Latents
     losses: Float[Tensor, " steps"]
+    taken: Int64[Tensor, " rows"]
 
 
 @dataclass(slots=True)
 class _Path:
-    """Rows on their way: all that a step needs, so that they can be parted between any two steps."""
+    """Rows on their way: all that a step needs, so that they can be parted between any two steps.
 
-    rows: range
+    `rows` are their places in the chunk, on the CPU.
+    """
+
+    rows: Int64[Tensor, " rows"]
     start: Latents
     latents: Latents
     labels: Labels
@@ -58,7 +64,12 @@ class _Path:
         first, second = (self._part(part) for part in (slice(None, middle), slice(middle, None)))
         return first, second
 
-    def _part(self, rows: slice) -> "_Path":
+    def parted_by(self, over: Bool[Tensor, " rows"]) -> "tuple[_Path, _Path]":
+        """The rows that are `over`, and those that go on."""
+        ended, others = (self._part(part.nonzero().squeeze(1)) for part in (over, ~over))
+        return ended, others
+
+    def _part(self, rows: slice | Tensor) -> "_Path":
         return _Path(
             self.rows[rows], self.start[rows], self.latents[rows], self.labels[rows], self.streams[rows],
             tuple(memory[rows] for memory in self.state), self.losses[:, rows], self.step,
@@ -101,6 +112,7 @@ class Descent:
         reference_batch: Batch size that the published loss is a mean over; scales the loss of each row.
         views: What the identity loss sees of an image; empty means the image itself.
         sample: Latents to decode at a step, for methods that optimise a distribution; default: the latents themselves.
+        students: Networks that `identity` asks besides the target; they are only counted.
         samples: Images that every row stands for; `sample` returns that many latents per row, those of a row together.
         penalty: Per-row term of the latents themselves, given the same stream and step as `sample`; None is nothing.
         constraint: Applied to the latents after every step.
@@ -118,6 +130,7 @@ class Descent:
     views: tuple[View, ...] = ()
     sample: Callable[[Latents, Streams, int], Latents] = _the_latent_itself
     samples: int = 1
+    students: int = 0
     penalty: Callable[[Latents, Streams, int], PerSample] | None = None
     constraint: Callable[[Latents], Latents] = _as_is
     tether: Callable[[Latents, Latents], Latents] = _untied
@@ -126,16 +139,23 @@ class Descent:
         """Descend from `start`, in chunks of rows that fit the device.
 
         With `run.averaging` the identity loss is averaged over views of every image, each of which then goes through
-        the method's own views.
+        the method's own views. With `run.early_stop` rows that have converged leave the batch, and only the steps that
+        were taken are counted as work.
+
+        Networks compute in what `run.precision` asks for, if the gradients of the first step allow it; the last steps
+        do not.
 
         Raises:
             Diverged: A loss or a latent became NaN or infinite.
         """
+        if mixed_steps(self.steps):
+            run = decided(run, self.stage, start.device, lambda run: self._first(start, labels, streams, run))
         done = replace(run, batch_size=max(1, run.batch_size // self.samples)).batches(
             lambda rows, *columns: self._descend(rows, len(labels), *columns, run=run),
             range(len(labels)), start, labels, streams,
         )  # fmt: skip
         losses = torch.stack([chunk.losses for chunk in done]).sum(dim=0) / len(labels)
+        note_steps(run, self.stage, self.steps, torch.cat([chunk.taken for chunk in done]), self.optimiser)
         return Descended(torch.cat([chunk.latents for chunk in done]), self._curve(losses))
 
     def _descend(
@@ -143,62 +163,90 @@ class Descent:
     ) -> _Chunk:
         """All steps of these rows; when memory runs out on the way, each half goes on from the last step."""
         losses = torch.empty(self.steps, len(rows), device=latents.device)
-        waiting = [_Path(rows, latents, latents, labels, streams, self.optimiser.start(latents), losses)]
-        ended: list[Latents] = []
+        places = torch.arange(len(rows))
+        waiting = [_Path(places, latents, latents, labels, streams, self.optimiser.start(latents), losses)]
+        ended: list[_Path] = []
         while waiting:
             path = waiting.pop()
-            if self._finished(path, total, run):
-                ended.append(path.latents)
-            else:  # outside of the handler, which holds on to the memory of the step that failed
+            over = self._over(path, rows.start + sum(len(other.rows) for other in ended), total, run)
+            if over is None:  # outside of the handler, which holds on to the memory of the step that failed
                 waiting += reversed(path.parted())
-        end = torch.cat(ended)
+                continue
+            if not over.all():
+                path, others = path.parted_by(over)
+                waiting.append(others)
+            path.losses[path.step :] = path.losses[path.step - 1]  # of steps that are left out
+            ended.append(path)
+        order = torch.cat([path.rows for path in ended]).argsort().to(latents.device)
+        end = torch.cat([path.latents for path in ended]).index_select(0, order)
+        losses = torch.cat([path.losses for path in ended], dim=1).index_select(1, order)
+        taken = torch.cat([torch.full_like(path.rows, path.step) for path in ended])
         self._check(torch.cat([losses, end.flatten(1).sum(dim=1)[None].float()]), labels)
-        self._count(run, len(rows) * self.steps * self.samples)
-        return _Chunk(end, losses.cpu().double().sum(dim=1))
+        self._count(run, int(taken.sum()) * self.samples)
+        return _Chunk(end, losses.cpu().double().sum(dim=1), taken)
 
-    def _finished(self, path: _Path, total: int, run: Run) -> bool:
-        """Take all steps that are left; False when there was no memory for one, and there are rows to part.
+    def _over(self, path: _Path, before: int, total: int, run: Run) -> Bool[Tensor, " rows"] | None:
+        """Take steps until some rows are over, and say which; None when there was no memory, and rows to part.
 
         Until the first step is done `Run.batches` halves the chunk, and remembers for those that follow.
         """
-        shown = self._shown(path.labels, path.streams, total, run)
-        while path.step < self.steps:
+        shown, rule = self._shown(path.labels, path.streams, total, run), rule_of(run, self.optimiser)
+        while True:
             counted = run.counted()
             try:
-                self._step(path, shown)
+                self._step(path, shown, run)
             except RuntimeError as error:
                 if path.step == 0 or len(path.rows) == 1 or not is_out_of_memory(error):
                     raise
                 run.forget_since(counted)
-                return False
-            if path.step % REPORT_EVERY == 0 or path.step == self.steps:
-                done = path.rows.start * self.steps + len(path.rows) * path.step
+                return None
+            over = leaving(path.losses, path.step, rule)
+            if path.step % REPORT_EVERY == 0 or over is not None:
+                gone = int(over.sum()) if over is not None else 0
+                done = (before + gone) * self.steps + (len(path.rows) - gone) * path.step
                 run.on_step(self.stage, done * self.samples, total * self.steps * self.samples)
-        return True
+            if over is not None:
+                return over
 
-    def _step(self, path: _Path, shown: Callable[[Images, int], PerSample]) -> None:
+    def _first(self, start: Latents, labels: Labels, streams: Streams, run: Run) -> Float[Tensor, "rows numbers"]:
+        """The gradient of what networks have a part in, at the start of some of the rows."""
+
+        def one(latents: Latents, labels: Labels, streams: Streams) -> Tensor:
+            shown = through._shown(labels, streams, len(labels), run)
+            return through._gradient(latents, labels, streams, 0, shown, run)[1].flatten(1)
+
+        through, few = replace(self, penalty=None), spread(len(labels), ROWS).to(labels.device)
+        return run.map(one, start[few], labels[few], streams[few])
+
+    def _step(self, path: _Path, shown: Callable[[Images, int], PerSample], run: Run) -> None:
         """Move the rows by one step; nothing of them changes when it fails."""
-        latents, step = path.latents.detach().requires_grad_(), path.step
-        with torch.enable_grad():
-            identity, loss = self._losses(latents, path.labels, path.streams, step, shown)
-            (gradient,) = torch.autograd.grad(loss.sum() / self.reference_batch, latents)
-        path.losses[step] = identity.detach()
+        step = path.step
+        identity, gradient = self._gradient(path.latents, path.labels, path.streams, step, shown, run)
+        path.losses[step] = identity
         if step == 0:
             self._check(path.losses[:1], path.labels)
-        moved, state = self.optimiser.update(latents.detach(), gradient, path.state, step)
+        moved, state = self.optimiser.update(path.latents.detach(), gradient, path.state, step)
         moved = self.tether(self.constraint(moved), path.start)
         path.latents, path.state, path.step = moved, state, step + 1
 
-    def _losses(
-        self, latents: Latents, labels: Labels, streams: Streams, step: int, shown: Callable[[Images, int], PerSample]
-    ) -> tuple[PerSample, PerSample]:
-        """The identity loss of each row, and everything that is minimised."""
-        images = self.decode(self.sample(latents, streams, step), labels.repeat_interleave(self.samples))
-        identity = shown(images, step).view(-1, self.samples).mean(dim=1)
-        loss = self.identity_weight * identity
-        if self.realism is not None:
-            loss = loss - self.realism(images).float().view(-1, self.samples).mean(dim=1)
-        return identity, loss if self.penalty is None else loss + self.penalty(latents, streams, step)
+    def _gradient(
+        self, latents: Latents, labels: Labels, streams: Streams, step: int,
+        shown: Callable[[Images, int], PerSample], run: Run,
+    ) -> tuple[PerSample, Latents]:  # fmt: skip
+        """The identity loss of each row, and the gradient of everything that is minimised."""
+        latents, every = latents.detach().requires_grad_(), labels.repeat_interleave(self.samples)
+        with torch.enable_grad():
+            drawn = self.sample(latents, streams, step)
+            with networks(run, latents.device, exact=step >= mixed_steps(self.steps)):
+                images = self.decode(drawn, every).float()
+                identity = shown(images, step).view(-1, self.samples).mean(dim=1)
+                loss = self.identity_weight * identity
+                if self.realism is not None:
+                    loss = loss - self.realism(images).float().view(-1, self.samples).mean(dim=1)
+            if self.penalty is not None:
+                loss = loss + self.penalty(latents, streams, step)
+            (gradient,) = torch.autograd.grad(loss.sum() / self.reference_batch, latents)
+        return identity.detach(), gradient
 
     def _shown(self, labels: Labels, streams: Streams, total: int, run: Run) -> Callable[[Images, int], PerSample]:
         """The identity loss of every image of these rows, as a function of the images and the step."""
@@ -219,7 +267,7 @@ class Descent:
         """The identity loss of each image, averaged over the method's own views."""
         shown = torch.cat([view(images, streams, step) for view in self.views]) if self.views else images
         copies = max(1, len(self.views))
-        return self.identity(shown, labels.repeat(copies)).view(copies, -1).mean(dim=0)
+        return self.identity(shown, labels.repeat(copies)).float().view(copies, -1).mean(dim=0)
 
     def _check(self, losses: Float[Tensor, "steps rows"], labels: Labels) -> None:
         bad = ~losses.isfinite()
@@ -233,7 +281,9 @@ class Descent:
 
     def _count(self, run: Run, images: int) -> None:
         views = max(1, len(self.views)) * (run.averaging.count if run.averaging else 1)
-        passes = {"generator": 1, "target": views, "critic": int(self.realism is not None)}
+        passes = {
+            "generator": 1, "target": views, "critic": int(self.realism is not None), "student": views * self.students
+        }  # fmt: skip
         for network, times in passes.items():
             if times:
                 run.work.update({f"{network}_forward": images * times, f"{network}_backward": images * times})

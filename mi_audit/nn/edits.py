@@ -9,7 +9,7 @@ from torch import nn
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
-from mi_audit.nn import skips
+from mi_audit.nn import skips, skips_truncation
 from mi_audit.nn.group_norm import group_norm
 from mi_audit.nn.heads import bottleneck_head, low_rank_head
 
@@ -17,6 +17,7 @@ SEAL = "edits_seal"  # a tensor in every edited network: no stock class loads it
 OUTPUT = "output"  # the edit of what an API answers; it changes no network
 EDITS: Mapping[str, Callable[..., None]] = {
     skips.NAME: skips.scale,
+    skips_truncation.NAME: skips_truncation.truncate,
     "low-rank-head": low_rank_head,
     "bottleneck-head": bottleneck_head,
     "group-norm": group_norm,

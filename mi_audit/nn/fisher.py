@@ -175,8 +175,8 @@ def _squares(
 
 
 def _norm(gradient: Tensor) -> Float[Tensor, " n"]:
-    """The sum of squares of every row."""
-    return torch.linalg.vector_norm(gradient.flatten(1), dim=1).double().square()
+    """The sum of squares of every row, squared in double precision: below 1e-23 a single one has no square."""
+    return torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64).square()
 
 
 def _gradients(model: nn.Module, weights: Parameters, images: Images, labels: Labels) -> dict[str, Tensor]:

@@ -117,14 +117,19 @@ def profile(
 
 
 def _drawn(cls: Sample, mi: Sample, divisor: Int[ndarray, " units"], seed: int) -> Curves | None:
-    """The curves of every bootstrap draw; None when a task has fewer than two identities."""
+    """The curves of every bootstrap draw that has gradients; None when a task has fewer than two identities.
+
+    A draw of identities whose gradients are all zero has no shares and is left out. Where more of them than the
+    intervals leave out at their ends are such, what is left says too little, and there are none.
+    """
     pairs = [_by_person(sample) for sample in (cls, mi)]
     if min(len(counts) for _, counts in pairs) < 2:
         return None
     first, second = (
         clustered_means(sums, counts, DRAWS, seed + place) / divisor for place, (sums, counts) in enumerate(pairs)
     )
-    return curves(first, second)
+    defined = first.any(axis=1) & second.any(axis=1)
+    return curves(first[defined], second[defined]) if defined.mean() >= LEVEL else None
 
 
 def _by_person(sample: Sample) -> tuple[Float[ndarray, "people units"], Float[ndarray, " people"]]:
@@ -135,7 +140,7 @@ def _by_person(sample: Sample) -> tuple[Float[ndarray, "people units"], Float[nd
 
 
 def _bands(values: Units) -> list[Interval | None]:
-    """The interval of every unit; None where no draw gave a number."""
+    """The interval of every unit; None where a draw gave no number, as a ratio to nothing."""
     return [_interval(column) if np.isfinite(column).all() else None for column in values.T]
 
 

@@ -1,5 +1,7 @@
 """Identity losses: how far the logits of each image are from naming its class."""
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -9,6 +11,15 @@ from mi_audit.core.types import Labels, Logits, PerSample
 def cross_entropy(logits: Logits, labels: Labels) -> PerSample:
     """`-log softmax(logits)[label]`, per image, in single precision."""
     return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def aimed(logits: Logits, labels: Labels, confidence: float) -> PerSample:
+    """`|log softmax(logits)[label] - log confidence|`, per image, in single precision.
+
+    For models that were tuned to be no surer than `confidence` of what they know (CA). It has the minimiser of
+    `|p - confidence|`, and unlike that one a gradient where the class is unlikely.
+    """
+    return (cross_entropy(logits, labels) + math.log(confidence)).abs()
 
 
 def max_margin(logits: Logits, labels: Labels) -> PerSample:

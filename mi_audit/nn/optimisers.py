@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,13 @@ State = tuple[Tensor, ...]
 
 
 class Optimiser(ABC):
-    """Settings of an update rule; its memory is handed in and out."""
+    """Settings of an update rule; its memory is handed in and out.
+
+    Attributes:
+        scheduled: Whether the sizes of the steps are planned over a whole search, so that all of it has to be gone.
+    """
+
+    scheduled: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, latents: Latents) -> State:
@@ -103,6 +110,7 @@ class RampedAdam(Optimiser):
         betas: Of Adam.
     """
 
+    scheduled: ClassVar[bool] = True
     lr: float
     steps: int
     up: float = 0.05
@@ -132,6 +140,7 @@ class WarmCosine(Optimiser):
         warm_up: Steps until the full size is reached, fewer than `steps`.
     """
 
+    scheduled: ClassVar[bool] = True
     rule: Optimiser
     steps: int
     warm_up: int = 0

@@ -21,6 +21,7 @@ from mi_audit.nn.edits import OUTPUT
 from mi_audit.nn.plain_data import integer, number, truth
 
 GRAIN = 2.0**-10  # logits that agree to this are the same question to the noise, whatever batch they came in
+LOUDEST = 10  # noise ten times as large as any probability leaves nothing of the answer
 SMALLEST = 1e-9  # probabilities are held this far from 0 and 1 before their logit is taken
 
 
@@ -139,7 +140,7 @@ class OutputNoise(Rule):
         secret: Key of the noise; whoever knows it and the logits knows the noise.
 
     Raises:
-        ConfigError: `deviation` is not positive and finite, or `secret` has more than 64 bits.
+        ConfigError: `deviation` is not above 0 and at most 10, or `secret` has more than 64 bits.
     """
 
     name: ClassVar = "output-noise"
@@ -147,8 +148,10 @@ class OutputNoise(Rule):
     secret: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviation < float("inf"):
-            raise ConfigError(f"expected a deviation above 0, got {self.deviation}; leave the rule out for none")
+        if not 0 < self.deviation <= LOUDEST:
+            raise ConfigError(
+                f"expected a deviation above 0 and at most {LOUDEST}, got {self.deviation}; leave the rule out for none"
+            )
         if not -(2**63) <= self.secret < 2**64:
             raise ConfigError(f"expected a secret of 64 bits, got {self.secret}; shorten it")
 

@@ -9,7 +9,11 @@ from mi_audit.core.prior import Prior, StylePrior
 from mi_audit.core.run import Run
 from mi_audit.core.target import ScoreTarget
 from mi_audit.core.types import Labels, Latents, Scores
+from mi_audit.nn.mixed_precision import Rows, decided, networks
 from mi_audit.nn.views import centre_crop
+
+COMPARED = 32  # latents that decide whether bfloat16 ranks as single precision does
+LEAST_SCORE = 1e-12  # of which there is a logarithm
 
 
 class Drawn(NamedTuple):
@@ -41,13 +45,24 @@ class Pool:
         pool, space = self._latents(prior, classes.device, run), prior.search
         copies = 2 if self.mirror else 1
 
-        def score(rows: range, latents: Latents) -> Scores:
-            images = centre_crop(space.decode(latents), self.crop)
-            scores = target.scores(images)[:, classes]
-            if self.mirror:
-                scores = scores + target.scores(images.flip(3))[:, classes]
-            run.on_step("pool", rows.stop, self.size)
+        def judge(latents: Latents, run: Run) -> Scores:
+            with networks(run, latents.device):
+                images = centre_crop(space.decode(latents).float(), self.crop)
+                scores = target.scores(images)[:, classes]
+                if self.mirror:
+                    scores = scores + target.scores(images.flip(3))[:, classes]
             return scores / copies
+
+        def contrasts(run: Run) -> Rows:
+            sure = run.map(lambda latents: judge(latents, run), pool[:COMPARED]).clamp_min(LEAST_SCORE).log()
+            return (sure - sure.mean(dim=0)).T  # of every class, which latents it is surer of
+
+        run = decided(run, "pool", pool.device, contrasts)
+
+        def score(rows: range, latents: Latents) -> Scores:
+            scores = judge(latents, run)
+            run.on_step("pool", rows.stop, self.size)
+            return scores
 
         scores = run.map(score, range(self.size), pool)
         run.work.update(generator_forward=self.size, target_forward=copies * self.size)

@@ -1,10 +1,13 @@
 """PPA's search, from a shared pool to a ranking that survives random crops: what PPA and methods built on it share."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from mi_audit.core.attack import Attack
 from mi_audit.core.prior import Prior, StylePrior
 from mi_audit.core.random import Streams
 from mi_audit.core.reconstruction import Curve, Reconstructions
@@ -12,6 +15,7 @@ from mi_audit.core.run import Run
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, Latents, PerSample
 from mi_audit.nn.descent import Descended, Descent
+from mi_audit.nn.halving import ranking, rounds
 from mi_audit.nn.objectives import poincare
 from mi_audit.nn.optimisers import Adam
 from mi_audit.nn.pool import Pool
@@ -41,10 +45,14 @@ class RobustSearch:
         lr: Adam step size, in latent units; None is 0.005 in a style space and 0.03 in any other.
         betas: Adam decays.
         crop: Side of the middle of the image that the target is shown, as a share.
-        gentle: Crops to optimise under.
-        harsh: Crops to rank by.
+        gentle: Range of the area shares of the crops to optimise under.
         views: Crops averaged in the ranking.
-        mirror: Score random latents by their mirror images, too.
+        harsh, stretch: Ranges of the area shares and of the width-to-height ratios of those crops.
+        keep: Latents per class that the caller goes on with; ranking in rounds drops none of the best that many.
+        flips: Mirror half of those crops, and score random latents by their mirror images, too.
+
+    Raises:
+        ConfigError: A range is empty or out of bounds.
     """
 
     pool: int
@@ -54,26 +62,36 @@ class RobustSearch:
     lr: float | None
     betas: tuple[float, float]
     crop: float
-    gentle: RandomCrop
-    harsh: RandomCrop
+    gentle: tuple[float, float]
     views: int
-    mirror: bool
+    harsh: tuple[float, float]
+    stretch: tuple[float, float]
+    keep: int
+    flips: bool
+
+    def __post_init__(self) -> None:
+        self._crops()
+
+    @classmethod
+    def of(cls, attack: Attack[Any, Any], **changed: object) -> "RobustSearch":
+        """The search of an attack whose settings have the names of these, but for those `changed`."""
+        settings: dict[str, Any] = {setting.name: getattr(attack, setting.name) for setting in fields(cls)}
+        return cls(**{**settings, **changed})
 
     def search(self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run) -> Ranked:
         """All `restarts` latents of every class.
+
+        With `run.halving` those that a round of the ranking dropped come last, with what was seen of them.
 
         Raises:
             Diverged: A loss became NaN or infinite.
         """
         labels = classes.repeat_interleave(self.restarts)
         streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
-        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.mirror)
+        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.flips)
         start = pool.draw(target, prior, classes, self.restarts, run).best
         latents, curve = self.descend(target, prior, start, labels, streams, run)
-        robustness = self._robustness(target, prior, latents, labels, streams, run)
-
-        ranked = robustness.view(-1, self.restarts).sort(dim=1, descending=True, stable=True).indices  # k restarts
-        rows = (torch.arange(len(classes), device=classes.device)[:, None] * self.restarts + ranked).flatten()
+        rows, robustness = self._ranked(target, prior, latents, labels, streams, run)
         return Ranked(latents[rows], labels, robustness[rows], curve)
 
     def descend(
@@ -93,7 +111,7 @@ class RobustSearch:
             steps=self.steps,
             decode=decode,
             identity=identity,
-            views=(self.gentle,),
+            views=(self._crops()[0],),
             optimiser=Adam(self.lr or (STYLE_LR if isinstance(prior, StylePrior) else PLAIN_LR), self.betas),
         )
         return descent.search(start, labels, streams, run)
@@ -108,27 +126,41 @@ class RobustSearch:
         return Reconstructions(images, ranked.labels[kept], ranked.robustness[kept], (ranked.curve,))
 
     @torch.no_grad()
-    def _robustness(
+    def _ranked(
         self, target: WhiteBoxTarget, prior: Prior, latents: Latents, labels: Labels, streams: Streams, run: Run
-    ) -> PerSample:
-        """Mean probability of the label over heavy random crops: images times views, in one stream of full batches."""
+    ) -> tuple[Labels, PerSample]:
+        """The rows, ordered by class and within each most robust first, and the robustness of every row.
 
-        def judge(rows: range, latents: Latents, labels: Labels, streams: Streams) -> PerSample:
-            images = self._decode(prior, latents)
+        Robustness is the mean probability of the label over heavy random crops: images times views, in one stream of
+        full batches.
+        """
+        plan = rounds(self.restarts, self.keep, self.views, halving=run.halving)
+        classes, (_, harsh) = len(labels) // self.restarts, self._crops()
+        total = classes * sum(part.candidates * len(part.views) for part in plan)
 
-            def score(image: Labels, view: Labels) -> PerSample:
-                scores = target.scores(self.harsh(images[image], streams[image], view))
-                return scores.gather(1, labels[image, None]).squeeze(1)
+        def judged(rows: Labels, views: range, done: int) -> Float[Tensor, "rows views"]:
+            def judge(part: range, latents: Latents, labels: Labels, streams: Streams) -> Float[Tensor, "b views"]:
+                images = self._decode(prior, latents)
 
-            index = torch.arange(len(rows), device=latents.device).repeat_interleave(self.views)
-            view = torch.arange(self.views, device=latents.device).repeat(len(rows))
-            means = run.map(score, index, view).view(-1, self.views).mean(dim=1)
-            run.on_step("select", rows.stop, total)
-            return means
+                def score(image: Labels, view: Labels) -> PerSample:
+                    scores = target.scores(harsh(images[image], streams[image], view))
+                    return scores.gather(1, labels[image, None]).squeeze(1)
 
-        total = len(labels)
-        run.work.update(generator_forward=total, target_forward=total * self.views)
-        return run.map(judge, range(total), latents, labels, streams)
+                index = torch.arange(len(part), device=latents.device).repeat_interleave(len(views))
+                view = torch.arange(views.start, views.stop, device=latents.device).repeat(len(part))
+                scores = run.map(score, index, view).view(-1, len(views))
+                run.on_step("select", done + part.stop * len(views), total)
+                return scores
+
+            run.work.update(generator_forward=len(rows), target_forward=len(rows) * len(views))
+            return run.map(judge, range(len(rows)), latents[rows], labels[rows], streams[rows])
+
+        return ranking(judged, plan, classes, labels.device)
+
+    def _crops(self) -> tuple[RandomCrop, RandomCrop]:
+        """Those to optimise under, and those to rank by."""
+        flip = 0.5 if self.flips else 0.0
+        return RandomCrop(self.gentle, name="gentle"), RandomCrop(self.harsh, self.stretch, flip=flip, name="harsh")
 
     def _decode(self, prior: Prior, latents: Latents) -> Images:
         """What every stage judges, and what is returned."""

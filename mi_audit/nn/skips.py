@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from mi_audit.core.defense import Edit
 from mi_audit.core.errors import ConfigError
-from mi_audit.nn import skips_attention, skips_convolution, skips_maxvit, skips_residual, skips_traced
+from mi_audit.nn import skips_attention, skips_convolution, skips_learned, skips_maxvit, skips_residual, skips_traced
 from mi_audit.nn.anatomy import Anatomy, dissect
-from mi_audit.nn.plain_data import numbers
-from mi_audit.nn.skips_joining import Add, Handler, Handlers, Kind, Scaling, scaling
+from mi_audit.nn.plain_data import numbers, truth
+from mi_audit.nn.skips_joining import Add, Handler, Handlers, Kind, Scaling, factor, scaling
 
 NAME = "skips"  # of the edit
 FAMILIES: Sequence[Handlers] = (
@@ -100,19 +100,21 @@ def last_stage(skips: Sequence[Skip], *, projections: bool = True) -> tuple[Skip
     return found
 
 
-def edit(factors: Mapping[str, float], *, idle_projections: bool = False) -> Edit:
+def edit(factors: Mapping[str, float], *, idle_projections: bool = False, learnable: bool = False) -> Edit:
     """The edit, for a manifest, that does what `scale` does with these settings."""
-    return {"edit": NAME, "factors": dict(factors)} | ({"idle_projections": True} if idle_projections else {})
+    flags = {"idle_projections": idle_projections, "learnable": learnable}
+    return {"edit": NAME, "factors": dict(factors), **{name: True for name, flag in flags.items() if flag}}
 
 
-def scale(net: nn.Module, *, factors: object, idle_projections: bool = False) -> None:
-    """Multiply shortcuts by constant factors from now on; the keys of the state dict stay.
+def scale(net: nn.Module, *, factors: object, idle_projections: bool = False, learnable: object = False) -> None:
+    """Multiply shortcuts by factors from now on; the keys of the state dict stay, but for factors that learn.
 
     Args:
         net: Changed in place, and only when no error is raised. Blocks get another class.
         factors: Factor from 0 to 1 by the name of the skip connection; 0 removes it, and with it, unless
             `idle_projections`, the weights of its projection from network and state dict.
         idle_projections: Keep those weights, so that `set_factors` can bring the shortcut back.
+        learnable: Let the factors begin at these values and learn within (0, 1).
 
     Raises:
         ConfigError: Nothing would change, a name or factor is wrong, or a block was scaled before.
@@ -122,12 +124,18 @@ def scale(net: nn.Module, *, factors: object, idle_projections: bool = False) ->
         raise ConfigError(f"expected factors of skip connections below 1, got {dict(wanted)}; nothing would change")
     plans = [(net.get_submodule(name), own) for name, own in _by_block(net, wanted).items()]
     handlers = [_plan(block, own) for block, own in plans]
+    learns = truth("learnable", learnable)
+    for (block, own), handler in zip(plans, handlers, strict=True) if learns else ():
+        skips_learned.check(block, own, handler, traced=type(block) not in _handlers())
     for (block, own), handler in zip(plans, handlers, strict=True):
         adds = dict(handler.adds(block))
         handler.install(block, own)
         block.__class__ = handler.scaled
         now = dict.fromkeys(adds, 1.0) | dict(own)
-        block.skip_scaling = Scaling(handler, adds, now, dict(own), idle_projections)  # type: ignore[assignment]
+        learned = skips_learned.install(block, own) if learns else {}
+        block.skip_scaling = Scaling(  # type: ignore[assignment]
+            handler, adds, now, dict(own), idle_projections, learned=learned
+        )
         for name, value in own.items():
             if value == 0 and adds[name].projection and not idle_projections:
                 setattr(block, adds[name].projection, None)
@@ -200,8 +208,8 @@ def _adds(block: nn.Module) -> Mapping[str, Add]:
 
 
 def _factor(block: nn.Module, add: str) -> float:
-    state = scaling(block)
-    return 1.0 if state is None else state.factors[add]
+    k = factor(block, add)
+    return float(k.detach()) if isinstance(k, Tensor) else k
 
 
 def _blocks(anatomy: Anatomy, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

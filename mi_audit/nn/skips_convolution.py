@@ -11,7 +11,19 @@ import torchvision
 from timm.layers.layer_scale import LayerScale2d
 from torch import Tensor, nn
 
-from mi_audit.nn.skips_joining import IDENTITY, Add, Handler, Handlers, carried, factor, join
+from mi_audit.nn.skips_joining import (
+    IDENTITY,
+    Add,
+    Handler,
+    Handlers,
+    asked,
+    carried,
+    factor,
+    join,
+    note,
+    scaling,
+    watched,
+)
 
 RESIDUAL, NORM = "residual", "identity"
 
@@ -65,7 +77,10 @@ def dense(stock: type[nn.Module]) -> Handler:
             features = [inputs]
             for name, layer in self.items():
                 newest = layer(features)
-                features = [*_carried(features, factor(self, name)), newest]
+                features = _carried(features, asked(self, name))
+                if watched(self, name):
+                    note(scaling(self), name, torch.cat(features, dim=1), newest)
+                features.append(newest)
             return torch.cat(features, dim=1)
 
     Scaled.__name__ = Scaled.__qualname__ = f"Scaled{stock.__name__.lstrip('_')}"
@@ -74,7 +89,7 @@ def dense(stock: type[nn.Module]) -> Handler:
 
 def _carried(features: list[Tensor], k: float) -> list[Tensor]:
     if k == 1:
-        return features
+        return list(features)
     return [carried(torch.cat(features, dim=1), k)]
 
 
@@ -86,7 +101,7 @@ class ScaledRepVggBlock(timm.models.byobnet.RepVggBlock):
         if self.reparam_conv is not None:
             return super().forward(inputs)
         # the shortcut first, as in the stock block, or the gradients of the three would be summed in another order
-        shortcut = self.identity(inputs) if factor(self, NORM) else inputs
+        shortcut = self.identity(inputs) if asked(self, NORM) else inputs
         branches = self.conv_1x1(inputs) + self.conv_kxk(inputs)
         joined = join(self, NORM, branches, shortcut, drop_path=self.drop_path)
         return self.act(self.attn(joined))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 Kind = Literal["identity", "projection", "norm", "dense"]
+TINY = 1e-12  # of norms, against 0 / 0
 WEAK = 0.5  # below it a dropped branch would leave next to nothing of the block
 
 
@@ -60,6 +61,8 @@ class Scaling:
         installed: The factors that the surgery asked for.
         idle_projections: Whether a training begins with whole shortcuts, so that nothing of them is gone yet.
         phases: Names of the phases of the training that have begun.
+        learned: Parameter of the block whose sigmoid is the factor, by the name of the add, for factors that learn.
+        ratios: Norm of the scaled shortcut over that of what it is added to, for the adds that are being measured.
     """
 
     handler: Handler
@@ -68,6 +71,8 @@ class Scaling:
     installed: Mapping[str, float]
     idle_projections: bool = False
     phases: set[str] = field(default_factory=set)
+    learned: Mapping[str, str] = field(default_factory=dict)
+    ratios: dict[str, Tensor | None] = field(default_factory=dict)
 
 
 Handlers = Mapping[type[nn.Module], Handler]
@@ -78,10 +83,35 @@ def scaling(block: nn.Module) -> Scaling | None:
     return cast(Scaling | None, block.__dict__.get("skip_scaling"))
 
 
-def factor(block: nn.Module, add: str) -> float:
-    """What the shortcut of `add` is multiplied by in a scaled block; 1 where nothing is said."""
+def factor(block: nn.Module, add: str) -> float | Tensor:
+    """What the shortcut of `add` is multiplied by in a scaled block: a number, or one that learns; 1 where it is stock.
+
+    A factor that learns is the sigmoid of its parameter, except while the shortcut is whole.
+    """
+    state, k = scaling(block), asked(block, add)
+    if state is None or add not in state.learned or k == 1:
+        return k
+    learned: Tensor = getattr(block, state.learned[add])
+    return learned.sigmoid()
+
+
+def asked(block: nn.Module, add: str) -> float:
+    """The factor that was asked for, where it learns: what it began with."""
     state = scaling(block)
     return 1.0 if state is None else state.factors.get(add, 1.0)
+
+
+def watched(block: nn.Module, add: str) -> bool:
+    """Whether the ratio of this add is being measured."""
+    state = scaling(block)
+    return state is not None and add in state.ratios
+
+
+def note(state: Scaling | None, add: str, shortcut: Tensor | None, others: Tensor) -> None:
+    """Keep the ratio of the two norms, over the whole batch, if somebody measures; without a shortcut it is 0."""
+    if state is not None and add in state.ratios:
+        norms = (others.new_zeros(()) if shortcut is None else shortcut.float().norm(), others.float().norm())
+        state.ratios[add] = norms[0] / norms[1].clamp_min(TINY)
 
 
 def join(
@@ -108,12 +138,14 @@ def join(
             bits of what follows, goes by its first term.
     """
     k = factor(block, add)
-    if drop_path is not None and k >= WEAK:
+    if drop_path is not None and asked(block, add) >= WEAK:
         branch = drop_path(branch)
-    if k == 0:
+    if asked(block, add) == 0:
+        note(scaling(block), add, None, branch)
         return branch
     shortcut = inputs if projection is None else projection(inputs)
-    shortcut = shortcut if k == 1 else k * shortcut
+    shortcut = k * shortcut if isinstance(k, Tensor) or k != 1 else shortcut
+    note(scaling(block), add, shortcut, branch)
     return shortcut + branch if shortcut_first else branch + shortcut
 
 

@@ -12,7 +12,7 @@ from torchvision.ops import StochasticDepth
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn.modes import evaluating
-from mi_audit.nn.skips_joining import WEAK, Add, Handler, Scaling, carried
+from mi_audit.nn.skips_joining import WEAK, Add, Handler, Scaling, carried, note
 from mi_audit.nn.skips_reading import STATE, Join, between, joins, projection_of, refusal, trace, weights
 
 
@@ -104,11 +104,11 @@ def _rewrite(block: nn.Module, graph: fx.Graph, join: Join) -> None:
     with graph.inserting_before(skip.place):
         if join.kind == "dense":
             dim = join.whole.kwargs.get("dim", join.whole.args[1] if len(join.whole.args) > 1 else 0)
-            made = graph.call_function(_dense, (state, join.name, skip.node, dim))
+            made = graph.call_function(_dense, (state, join.name, skip.node, other, dim))
         elif target:  # computed where the stock block does, which may change its input in place later
             made = graph.call_function(_late, (state, join.name, _early_projection(graph, join, state, target), other))
         else:
-            made = graph.call_function(_plain, (state, join.name, skip.node))
+            made = graph.call_function(_plain, (state, join.name, skip.node, other))
     skip.place.replace_input_with(skip.node, made)
     if target:
         graph.erase_node(skip.node)
@@ -157,11 +157,11 @@ def _k(state: Scaling | None, name: str) -> float:
     return 1.0 if state is None else state.factors[name]
 
 
-def _plain(state: Scaling | None, name: str, shortcut: Tensor) -> Tensor:
+def _plain(state: Scaling | None, name: str, shortcut: Tensor, branch: Tensor) -> Tensor:
     k = _k(state, name)
-    if k == 1:
-        return shortcut
-    return torch.zeros_like(shortcut) if k == 0 else k * shortcut
+    shortcut = shortcut if k == 1 else torch.zeros_like(shortcut) if k == 0 else k * shortcut
+    note(state, name, shortcut, branch)
+    return shortcut
 
 
 def _early(state: Scaling | None, name: str, inputs: Tensor, projection: nn.Module | None) -> Tensor:
@@ -170,11 +170,13 @@ def _early(state: Scaling | None, name: str, inputs: Tensor, projection: nn.Modu
 
 
 def _late(state: Scaling | None, name: str, projected: Tensor, branch: Tensor) -> Tensor:
-    return torch.zeros_like(branch) if _k(state, name) == 0 else _plain(state, name, projected)
+    return _plain(state, name, torch.zeros_like(branch) if _k(state, name) == 0 else projected, branch)
 
 
-def _dense(state: Scaling | None, name: str, channels: Tensor, dim: int) -> Tensor:
-    return carried(channels, _k(state, name), dim)
+def _dense(state: Scaling | None, name: str, channels: Tensor, newest: Tensor, dim: int) -> Tensor:
+    kept = carried(channels, _k(state, name), dim)
+    note(state, name, kept, newest)
+    return kept
 
 
 def _survivor(state: Scaling | None, name: str, branch: Tensor, dropped: Tensor) -> Tensor:

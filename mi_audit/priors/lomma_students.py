@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError, DataError, TargetError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import Progress, SurrogateRecipe, Surrogates
 from mi_audit.core.target import WhiteBoxTarget
@@ -83,6 +84,7 @@ class LommaStudents(SurrogateRecipe):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if self.epochs < 1 or self.batch_size < 2 or (self.images is not None and self.images < FEWEST):
             raise ConfigError(
                 f"expected epochs >= 1, batch_size >= 2 and images >= {FEWEST}, got {self.epochs}, {self.batch_size}, "

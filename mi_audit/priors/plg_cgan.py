@@ -12,12 +12,13 @@ from torch import Tensor
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
 from mi_audit.core.prior import ConditionalPrior, LatentSpace, PriorRecipe, Progress
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, Latents
 from mi_audit.nn.adversarial_targeted import ConditionalHinge
-from mi_audit.nn.gan import Networks, count_weights, hastened, packed, unpack
+from mi_audit.nn.gan import Networks, count_weights, hastened, packed, quick_steps, unpack
 from mi_audit.nn.gan_conditional import light_conditional, published_conditional
 from mi_audit.nn.precision import Precision
 from mi_audit.nn.pseudo_labels import reuse, top_n
@@ -82,6 +83,7 @@ class PLGCGan(PriorRecipe):
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        require_finite(self)
         if any(number is not None and number <= 0 for number in (self.top_n, self.steps, self.batch_size, self.lr)):
             raise ConfigError(
                 f"expected top_n, steps, batch_size and lr above 0, got {self}; correct the settings of plg-cgan"
@@ -139,7 +141,7 @@ class PLGCGan(PriorRecipe):
 
     def planned_steps(self, images: int, size: int, channels: int) -> int:
         del images, channels
-        return self.steps or ((800 if size <= 32 else 4600) if self.profile == "quick" else STEPS)
+        return self.steps or (quick_steps(size) if self.profile == "quick" else STEPS)
 
     def shortened(self, steps: int) -> "PLGCGan":
         return replace(self, steps=steps)

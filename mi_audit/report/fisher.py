@@ -146,14 +146,15 @@ def headline(report: FisherReport) -> str:
     shown, depth = report.profiles[0], len(report.units) - 1
     if report.freeze is None:
         return "No freeze point: nowhere does inversion run ahead of classification."
-    best, between = shown.values[shown.cut - 1], _whole(shown.cut_interval)
-    if best.gap_interval is not None and best.gap_interval.low <= 0:
-        return (
-            f"No clear freeze point: the largest gap, {_signed(best.gap)} at --freeze {report.freeze} ({shown.cut} of "
-            f"{depth} units), is within chance, {_signed(best.gap_interval.low)} to {_signed(best.gap_interval.high)}."
-        )
+    best = shown.values[shown.cut - 1]
+    at = f"the largest gap, {_signed(best.gap)} at --freeze {report.freeze} ({shown.cut} of {depth} units)"
+    if best.gap_interval is None:
+        return f"No clear freeze point: {at}, has no interval, because too few people have gradients."
+    if best.gap_interval.low <= 0:
+        between = f"{_signed(best.gap_interval.low)} to {_signed(best.gap_interval.high)}"
+        return f"No clear freeze point: {at}, is within chance, {between}."
     return (
-        f"Begin at --freeze {report.freeze}: {shown.cut} of {depth} units{between}, up to "
+        f"Begin at --freeze {report.freeze}: {shown.cut} of {depth} units{_whole(shown.cut_interval)}, up to "
         f"{report.units[shown.cut - 1].name}; gap {_signed(best.gap)}"
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mi_audit.core.report import AuditReport, Comparison
-from mi_audit.report import classes, defended, figures, findings, trust, view, wording
+from mi_audit.report import arithmetic, classes, defended, figures, findings, savings, trust, view, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -90,7 +90,13 @@ def environment() -> "Environment":
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    page.globals |= {"wording": wording, "figures": figures, "pseudonym": findings.pseudonym}
+    page.globals |= {
+        "wording": wording,
+        "arithmetic": arithmetic,
+        "figures": figures,
+        "savings": savings,
+        "pseudonym": findings.pseudonym,
+    }
     return page
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mi_audit.core.report import AuditReport, Comparison
-from mi_audit.report import defended, view, wording
+from mi_audit.report import arithmetic, defended, savings, view, wording
 
 LARGEST = 64 * 1024  # bytes
 MOST_ITEMS = 20  # of any list
@@ -51,6 +51,8 @@ def _lines(result: AuditReport | Comparison) -> Iterator[str]:
     yield from _measurements(result, compared=before is not None)
     yield from _validity(after)
     yield from _list("How controls were made", wording.notes(result))
+    yield from _list("What networks computed in", arithmetic.notes(result))
+    yield from _list("Steps that searches took", savings.sentences(result))
     yield from _list("Warnings", wording.warnings(result))
     yield from _list("Not measured", wording.unmeasured(result))
     yield from _model(after)

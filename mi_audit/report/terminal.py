@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_audit.core.report import AuditReport, Comparison, Quantity
-from mi_audit.report import defended, view, wording
+from mi_audit.report import arithmetic, defended, view, wording
 
 WIDTH = 100  # columns
 STYLES: Mapping[str, str] = {"good": "green", "bad": "red", "unsure": "yellow", "plain": "default"}
@@ -87,7 +87,7 @@ def _audit(report: AuditReport, width: int) -> list[Table | Text]:
     accuracy = ", ".join(wording.with_interval(model.accuracy) for model in report.targets)
     judge = wording.with_interval(report.evaluator.accuracy)
     worth = Text(f"Accuracy of the model {accuracy}; of the evaluator {judge}.")
-    notes = [Text(note, style="dim") for note in wording.notes(report)]
+    notes = [Text(note, style="dim") for note in (*wording.notes(report), *arithmetic.notes(report))]
     return [table, Text(), worth, *notes, Text()]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import platformdirs
 
 from mi_audit.core.errors import ConfigError
+from mi_audit.store.drafts import sweep_drafts
 from mi_audit.store.files import make_folder, storage_error, write_atomic
 
 VARIABLE = "MI_AUDIT_CACHE_DIR"
@@ -45,9 +46,12 @@ class Cache:
         """Use `root`, else the folder named by `MI_AUDIT_CACHE_DIR`, else the user's cache folder."""
         chosen = os.environ.get(VARIABLE)
         self.root = root or Path(chosen or platformdirs.user_cache_dir("mi-audit", appauthor=False)).expanduser()
+        self._swept = False
 
     def folder(self, kind: str, key: str) -> Path:
         """The folder of `key`, created readable by its owner only, and marked as used now.
+
+        The first one that is asked for also clears away what killed processes were just writing to the cache.
 
         Raises:
             ConfigError: `kind` or `key` is not a plain file name.
@@ -57,6 +61,9 @@ class Cache:
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise ConfigError(f"expected letters, digits, '.', '_', '+' or '-', got cache name '{name}'; rename it")
         make_folder(self.root, mode=0o700)
+        if not self._swept:
+            self._swept = True
+            self.sweep()
         path = make_folder(self.root / kind / key)
         write_atomic(path / MARKER, b"", private=True)
         return path
@@ -64,6 +71,10 @@ class Cache:
     def entries(self) -> tuple[Entry, ...]:
         """All entries, complete or not, by kind and key."""
         return tuple(_entry(marker) for marker in sorted(self.root.glob(f"*/*/{MARKER}")))
+
+    def sweep(self) -> int:
+        """Remove unfinished files that nobody is writing any more, and return how many; others may use the cache."""
+        return sweep_drafts(self.root.glob("*/*/.*.tmp"))
 
     def clear(self, kind: str | None = None) -> int:
         """Delete the entries of `kind`, or all, and return how many.
@@ -79,6 +90,7 @@ class Cache:
         Raises:
             StorageError: An entry cannot be deleted.
         """
+        self.sweep()
         oldest = time.time() - max_age_days * DAY
         return _delete(entry for entry in self.entries() if entry.used < oldest)
 

@@ -4,8 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import re
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mi_audit.core.errors import StorageError
+from mi_audit.store.drafts import create_draft, draft_of, is_draft
 
 CURES = {
     errno.ENOSPC: "free disk space or choose another folder, then repeat the command to resume",
@@ -45,11 +44,11 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     Raises:
         StorageError: An operating system call failed, inside the block or after it.
     """
-    draft = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    draft, guard = draft_of(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # a private picture must not be readable for a moment before a chmod
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        descriptor, guard = create_draft(draft, 0o600 if private else 0o666)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -60,11 +59,8 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     finally:
         if draft.exists():
             draft.unlink()
-
-
-def is_draft(name: str) -> bool:
-    """Whether `replacing` gives such names to its temporary neighbours."""
-    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", name) is not None
+        if guard is not None:
+            os.close(guard)  # only now is the draft nobody's
 
 
 def forget_drafts(folder: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from reprlib import repr as short
+from typing import Any, TypeGuard
 
 from mi_audit.core.errors import TargetError
 from mi_audit.store.weights import KEY
@@ -59,13 +61,13 @@ def beside(path: Path) -> Declared:
     """What the files beside a file of weights say: `<stem>.json`, else `config.json`, then `preprocessor_config.json`.
 
     Raises:
-        TargetError: A sidecar is not JSON, or a fact in it has the wrong type.
+        TargetError: A sidecar is not text in UTF-8 or not JSON, or a fact in it has the wrong type.
     """
     declared = Declared()
     named, common = path.with_suffix(".json"), path.with_name("config.json")
     for file in (named if named.is_file() else common, path.with_name("preprocessor_config.json")):
         if file.is_file():
-            declared = declared.over(read_json(file.read_text(encoding="utf-8"), f"sidecar {file.name}", str(file)))
+            declared = declared.over(read_json(_text_of(file), f"sidecar {file.name}", str(file)))
     return declared
 
 
@@ -86,16 +88,23 @@ def read_json(text: str, origin: str, source: str) -> Declared:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TargetError(f"expected JSON in {source}, got '{error}'; correct or delete it") from error
     if not isinstance(content, dict):
         raise TargetError(f"expected a JSON object in {source}, got {type(content).__name__}; correct or delete it")
     try:
         return Declared.of(_origin(content, origin), **_facts(content))
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise TargetError(
             f"expected facts about a classifier in {source}, got '{error}'; correct or delete it"
         ) from error
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TargetError(f"expected text in UTF-8 in {file}, got '{error}'; correct or delete it") from error
 
 
 def canonical(content: Mapping[str, object]) -> str:
@@ -158,23 +167,29 @@ def _text(value: object) -> str | None:
     return value
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _whole(value: object) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise TypeError(f"{value!r} instead of a whole number")
+    if value is not None and not _is_whole(value):
+        raise TypeError(f"{short(value)} instead of a whole number")
     return value
 
 
 def _wholes(values: object) -> tuple[int, ...] | None:
     if values is None:
         return None
-    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
-        raise TypeError(f"{values!r} instead of whole numbers")
+    if not isinstance(values, list) or not all(_is_whole(value) for value in values):
+        raise TypeError(f"{short(values)} instead of whole numbers")
     return tuple(values)
 
 
 def _numbers(values: object) -> tuple[float, ...] | None:
     if values is None:
         return None
-    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
-        raise TypeError(f"{values!r} instead of numbers")
+    if not isinstance(values, list) or not all(_is_whole(value) or isinstance(value, float) for value in values):
+        raise TypeError(f"{short(values)} instead of numbers")
+    if not all(isfinite(value) for value in values):
+        raise ValueError(f"{short(values)} instead of finite numbers")
     return tuple(float(value) for value in values)

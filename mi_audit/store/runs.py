@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mi_audit.core.errors import ConfigError, StorageError
+from mi_audit.store.drafts import is_draft
 from mi_audit.store.files import (
     canonical_json,
     forget_drafts,
-    is_draft,
     make_folder,
     read_file,
     storage_error,

@@ -48,7 +48,7 @@ def augment(images: Images, uniform: Float[Tensor, "b 6"], name: Augmentation) -
         uniform: Numbers in [0, 1); 0.5 everywhere leaves an image as it is.
         name: `shift` never mirrors (digits, letters, X-rays); `faces` also mirrors and brightens.
     """
-    if name == "none":
+    if name == "none" or not len(images):  # a Poisson batch may be empty, and a grid may not
         return images
     ranges = RANGES[name]
     angle, zoom, right, down, flip, bright = (2 * uniform - 1).unbind(1)

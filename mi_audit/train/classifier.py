@@ -182,7 +182,7 @@ class _Course:
         if self.stepper is None:
             yield from self.feed.epoch(self.span.start + number)
             return
-        for done, batch in enumerate(self.stepper.batches(self.feed.take, number), 1):
+        for done, batch in enumerate(self.stepper.batches(self.feed.take, self.span.start + number), 1):
             yield Batch(*batch, done * len(self.train) // steps)
 
     def _update(self, batch: Batch, at: Position) -> tuple[Scalar, Mapping[str, Scalar]]:

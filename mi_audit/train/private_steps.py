@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from mi_audit.train.seeding import stream
 LEFT_BEHIND = ("grad_sample", "summed_grad")  # what the private optimiser writes on the parameters
 
 
+@cache  # seconds of search for one number, the same for all seeds of a run
 def noise_for(epsilon: float, delta: float, rate: float, steps: int, accounting: str) -> float:
     """The least noise multiplier, to the accountant's tolerance, at which `steps` spend at most `epsilon`.
 

@@ -1,14 +1,17 @@
 """How to train a classifier."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from mi_audit.core.errors import ConfigError
+from mi_audit.core.finite import require_finite
 from mi_audit.nn.precision import Precision
 from mi_audit.train.augment import Augmentation
 
@@ -67,3 +70,27 @@ def optimiser_of(recipe: Recipe, weights: Sequence[nn.Parameter]) -> torch.optim
     if recipe.optimiser == "adam":
         return torch.optim.Adam(weights, lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=decay, nesterov=True, fused=fused)
+
+
+def stated_recipe(stated: Mapping[str, object]) -> Recipe:
+    """The recipe that a manifest states in values of JSON, every one of them checked: anybody can write a manifest.
+
+    Raises:
+        ConfigError: A value is of another type or out of range.
+    """
+    try:
+        found = TypeAdapter(Recipe).validate_json(json.dumps(dict(stated)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"expected a valid {'.'.join(map(str, first['loc']))} in the recipe of the manifest, "
+            f"got {first['input']!r:.80}: {first['msg']}; correct it"
+        ) from error
+    require_finite(found)
+    above = (found.epochs, found.batch_size, found.lr, 1 if found.clip is None else found.clip)
+    if min(above) <= 0 or found.weight_decay < 0:
+        raise ConfigError(
+            "expected epochs, batch_size, lr and clip above 0 and weight_decay >= 0 in the recipe of the manifest, "
+            f"got {found}; correct it"
+        )
+    return found

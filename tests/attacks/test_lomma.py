@@ -10,29 +10,12 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.prior import AssistedPrior
 from mi_audit.core.run import Averaging, Run
 from mi_audit.core.target import Access
-from tests.toy import ToyPrior, ToySpace, classifier, prototypes, surrogates, target
+from tests.toy import ToyPrior, classifier, prototypes, surrogates, target, watched
 
 
-class WatchedSpace(ToySpace):
-    def __init__(self):
-        self.decoded = []
-
-    def decode(self, latents):
-        self.decoded.append(latents.detach().clone())
-        return super().decode(latents)
-
-
-def attack(run=None, known=None, toy=None, classes=(0, 1, 2, 3), space=None, **settings):
-    prior = ToyPrior()
-    prior.z = space or ToySpace()
-    knowledge = AssistedPrior(prior, known or surrogates())
+def attack(run=None, known=None, toy=None, classes=(0, 1, 2, 3), prior=None, **settings):
+    knowledge = AssistedPrior(prior or ToyPrior(), known or surrogates())
     return LOMMA(**LOMMA.smoke | settings).run(toy or target(), knowledge, torch.tensor(classes), run or Run())
-
-
-def watched(**settings):
-    space = WatchedSpace()
-    attack(Run(batch_size=1000), space=space, **settings)
-    return space.decoded
 
 
 def scaled(factor):
@@ -66,8 +49,8 @@ def test_recovers_the_quadrant_of_every_class(on, loss):
 def one_step(**settings):
     """Where one step with step size 1 and no momentum goes, minus where it began: the negative gradient."""
     start, end = watched(
-        classes=(0,), restarts=1, steps=1, lr=1.0, momentum=0.0, clip=99.0, reference_batch=1, identity_weight=1.0,
-        critic_weight=0.0, **settings,
+        attack, classes=(0,), restarts=1, steps=1, lr=1.0, momentum=0.0, clip=99.0, reference_batch=1,
+        identity_weight=1.0, critic_weight=0.0, **settings,
     )  # fmt: skip
     return start, start - end
 
@@ -89,6 +72,27 @@ def test_one_step_of_cross_entropy_by_hand():
     torch.testing.assert_close(gradient, expected)
 
 
+def test_aims_at_a_confidence_from_either_side():
+    # Softmax of 4 s: with s near 1/2 the class has e^2 against three times e^2, so p is near 1/4 for both networks.
+    start, gradient = one_step(loss="confidence", confidence=0.9)
+    _, unsure = one_step(loss="confidence", confidence=0.01)
+    s, label = start.sigmoid(), torch.tensor([1.0, 0, 0, 0])
+    expected = (4 * ((4 * s).softmax(dim=1) - label) + 2 * ((2 * s).softmax(dim=1) - label)) / 2 * s * (1 - s)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(unsure, -expected)
+
+
+def test_students_alone_are_searched_without_the_slope_of_the_target():
+    known = surrogates(scaled(0.5), scaled(1.75))  # slopes of 2 and 7; that of the target is 4
+    start, gradient = one_step(known=known, feature_weight=0.0, students_only=True)
+    expected = torch.tensor([-4.5, 0, 0, 0]) * start.sigmoid() * (1 - start.sigmoid())
+    torch.testing.assert_close(gradient, expected)
+    with pytest.raises(ConfigError, match="students"):
+        LOMMA(students_only=True, augment=False)
+    with pytest.raises(ConfigError, match="confidence"):
+        LOMMA(confidence=1.0)
+
+
 def test_every_network_weighs_the_same_and_without_augmentation_only_the_target_counts():
     students = {"known": surrogates(scaled(0.5), scaled(1.75)), "feature_weight": 0.0}
     for settings, slope in (({}, -(4 + 2 + 7) / 3), ({"augment": False}, -4)):
@@ -108,20 +112,20 @@ def test_a_drawn_centre_belongs_to_the_class_and_has_the_spread_of_public_featur
 
 
 def test_on_kedmi_one_gaussian_serves_all_pictures_of_a_class():
-    decoded = watched(on="kedmi", steps=3, restarts=4, classes=(0, 1), clip=0.7)
+    decoded = watched(attack, on="kedmi", steps=3, restarts=4, classes=(0, 1), clip=0.7)
     assert [len(latents) for latents in decoded] == [2, 2, 2, 8]
     assert all(latents.abs().max() <= 0.7 for latents in decoded)
     assert len(decoded[-1].unique(dim=0)) == 8
 
 
 def test_on_kedmi_the_gaussian_starts_with_a_log_variance_of_one():
-    start, *_ = watched(on="kedmi", steps=1, restarts=1, clip=99.0)
+    start, *_ = watched(attack, on="kedmi", steps=1, restarts=1, clip=99.0)
     noise = Run().streams(torch.arange(4), torch.zeros(4, dtype=torch.int64)).normal("gaussian", 4)
     torch.testing.assert_close(start, math.exp(0.5) * noise)
 
 
 def test_on_kedmi_the_gaussian_narrows():
-    wide, narrow = (watched(on="kedmi", steps=steps, restarts=40, clip=99.0, lr=0.1)[-1] for steps in (1, 300))
+    wide, narrow = (watched(attack, on="kedmi", steps=steps, restarts=40, clip=99.0, lr=0.1)[-1] for steps in (1, 300))
     assert narrow.view(4, 40, 4).std(dim=1).mean() < 0.8 * wide.view(4, 40, 4).std(dim=1).mean()
 
 
@@ -187,5 +191,7 @@ def test_ships_the_published_settings():
 
 
 def test_logits_and_students_get_around_defenses_that_spoil_gradients():
-    assert LOMMA().adaptive_to == ("negls", "rolss", "ssf", "tts")
+    assert LOMMA().adaptive_to == ("loft", "rolss", "ssf", "tts", "negls")
+    assert LOMMA(loss="confidence").adaptive_to == ("loft", "rolss", "ssf", "tts", "ca")
+    assert LOMMA(students_only=True).adaptive_to[-1] == "trap-mid"
     assert LOMMA(augment=False).adaptive_to == LOMMA(loss="cross-entropy").adaptive_to == ()

@@ -11,8 +11,10 @@ from mi_audit.audit import positive
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.defend import run_defense
 from mi_audit.audit.plan import AttackPlan, RulePlan
+from mi_audit.cli.finish import verdict_code
 from mi_audit.core.errors import ConfigError, DataError, TargetError
 from mi_audit.core.report import AuditReport, Quantity
+from mi_audit.nn.descent import Descent
 from mi_audit.store.images import read_png
 from mi_audit.store.results import read_result
 from mi_audit.store.runs import RunFolder
@@ -123,6 +125,26 @@ def test_an_exhausted_query_budget_fails_the_jobs_and_is_listed(digits: Path, ca
     assert report.attacks[0].measurements == () and report.attacks[0].failed
 
 
+def test_nan_in_one_class_is_listed_the_others_go_on_and_the_exit_code_says_so(digits, cache, tmp_path, monkeypatch):
+    losses = Descent._losses
+
+    def broken(search, latents, labels, *given):
+        identity, loss = losses(search, latents, labels, *given)
+        return identity.masked_fill(labels == 3, float("nan")), loss
+
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, controls=())
+    plan = replace(plan, attacks=plan.attacks[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Descent, "_losses", broken)
+        report = run_attack(plan)
+    (failed,) = report.attacks[0].failed
+    assert failed.startswith("gmi-s0-c0003-0003") and "[3]" in failed
+    assert {row.label for row in report.attacks[0].measurement("attack_acc1").per_class} == {0}
+    assert [picture.label for picture in report.attacks[0].pictures] == [0]
+    assert verdict_code(report, False) == verdict_code(report, True) == 4
+    assert verdict_code(run_attack(plan), False) == 0  # typed again
+
+
 def test_an_untrained_model_is_not_audited(digits: Path, cache: Path, tmp_path: Path):
     model = load_model(str(digits))
     for weight in model.classifier.net.parameters():
@@ -230,3 +252,21 @@ def test_an_attack_without_a_prior_is_audited_like_the_others(digits: Path, cach
     assert not any(one.failed for one in report.attacks) and report.attacks[0].prior == "pixels"
     assert [prior.settings["recipe"].partition(":")[0] for prior in report.priors] == ["no prior"]
     assert report.attacks[0].queries == {"score": 2, "white-box": 24}
+
+
+def test_savings_make_other_jobs_and_are_told(run, digits: Path, cache: Path, tmp_path: Path):
+    plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, classes="3", controls=())
+    report = run_attack(replace(plan, early_stop=True, halving=True))
+    for attack in report.attacks:
+        plain = next(one for one in run[1].attacks if one.name == attack.name)
+        assert ("early_stop_window" in attack.settings, "early_stop_window" in plain.settings) == (True, False)
+        assert ("halving" in attack.settings) is (attack.name == "ppa") and plain.steps == ()
+        (steps,) = attack.steps
+        assert steps.asked == attack.settings["steps"] and steps.rows == attack.settings["restarts"]
+        assert attack.work["generator_backward"] == pytest.approx(steps.mean * steps.rows)
+        names = {file.name for out in (run[0], tmp_path / "run") for file in out.glob(f"jobs/{attack.name}-s0-c0003*")}
+        assert len(names) == 2
+    assert any("--early-stop" in text for text in report.limits)
+    assert not any("--early-stop" in text for text in run[1].limits)
+    (file,) = (tmp_path / "run").glob("jobs/gmi-s0-c0003*.safetensors")
+    assert [entry["stage"] for entry in RunFolder(tmp_path / "run").read_job(file.stem)[1]["steps"]]

@@ -8,7 +8,7 @@ import pytest
 
 from mi_audit.audit import composition, plan, registry
 from mi_audit.audit.composition import compose
-from mi_audit.core.defense import Defense, Slot
+from mi_audit.core.defense import Defense, Phase, Slot
 from mi_audit.core.errors import ConfigError
 
 
@@ -63,6 +63,14 @@ class Private(Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Longer(Plain):
+    slots: ClassVar = frozenset({Slot.PHASE})
+
+    def phases(self):
+        return (Phase(name="refinement", when="after", epochs=1),)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fussy(Plain):
     def conflicts(self, others):
         alone = not others or self.strength == 1
@@ -71,7 +79,7 @@ class Fussy(Plain):
 
 KNOWN = {
     "plain": Plain, "tldmi": Freezing, "head": Head, "other-head": OtherHead, "term": Term, "other-term": OtherTerm,
-    "private": Private, "fussy": Fussy,
+    "private": Private, "longer": Longer, "fussy": Fussy,
 }  # fmt: skip
 
 
@@ -111,7 +119,8 @@ def test_settings_go_to_their_part():
         ("head+other-head", {}, "expected one defense that fills the slot head, got head and other-head"),
         ("term+plain", {}, "got term with plain: it undoes it"),
         ("plain+term", {}, "got term with plain: it undoes it"),
-        ("private+term", {}, "expected private with a loss per picture and one phase, got term"),
+        ("private+term", {}, "expected private with the loss of each picture alone, got term, whose term would escape"),
+        ("private+longer", {}, "got longer with the phase refinement, which would spend the .* once more"),
         ("term+other-term", {}, "expected one number of pictures per class"),
     ],
 )  # fmt: skip

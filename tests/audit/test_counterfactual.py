@@ -290,6 +290,7 @@ def test_with_all_attacked_and_no_strangers_nobody_is_left(scene):
         ({"arch": "timm:no_such_net"}, "expected an architecture .* or give --counterfactual MODEL"),
         ({"defense": {"method": "bido"}}, "declares bido; give --counterfactual MODEL"),
         ({"defense": {"method": "tldmi"}}, "declares tldmi"),  # without its settings
+        ({"defense": {"recipe": {**Recipe().__dict__, "schedule": "cosine"}}}, "valid schedule in the recipe"),
     ],
 )
 def test_what_cannot_be_trained_here_is_refused_at_once(scene, changes, message):

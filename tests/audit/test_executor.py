@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mi_audit.audit import executor
 from mi_audit.audit.executor import InProcess, attempt, executor_for, places
 from mi_audit.audit.executor_processes import Processes
 from mi_audit.audit.jobs import Job, JobFailure, JobResult, execute
@@ -24,7 +23,7 @@ JOBS = [Job("gmi", (label,), 0, f"{label:064d}") for label in range(5)]
 class Toy:
     """Work that can be sent: some jobs fail, kill their process, or do so once."""
 
-    def __init__(self, scratch: Path, **faults: int):
+    def __init__(self, scratch: Path, **faults: int | str):
         self.scratch, self.faults = scratch, faults
         self.weights = torch.arange(4.0)
         self.tied = self.weights[1:]
@@ -40,9 +39,10 @@ class Toy:
             raise ConfigError("steps")
         if label == self.faults.get("dies") or (label == self.faults.get("dies_once") and self.first("died")):
             os.kill(os.getpid(), signal.SIGKILL)
-        if label == self.faults.get("loses") and self.first("lost"):
-            executor.answers = lambda _device: False
-            raise RuntimeError("CUDA error: unknown")
+        if label == self.faults.get("asserts") or (label == self.faults.get("loses") and self.first("lost")):
+            raise RuntimeError("CUDA error: device-side assert triggered\nCompile with DSA")
+        if "seat" in self.faults and os.environ.get("SEAT") == self.faults["seat"]:
+            raise RuntimeError("CUDA error: no device")
         if label == self.faults.get("waits"):
             time.sleep(60)
         return {"labels": torch.tensor(job.classes)}, {"tied": self.tied.data_ptr() - self.weights.data_ptr()}
@@ -108,11 +108,44 @@ def test_a_job_that_kills_its_process_twice_is_listed_like_one_that_fails(tmp_pa
     assert len(content(tmp_path / "run")) == 3
 
 
-def test_a_device_that_disappears_costs_its_process_not_the_run(tmp_path: Path, two):
+def test_a_device_that_is_lost_costs_its_process_not_the_run(tmp_path: Path, two):
     toy, told = Toy(tmp_path, loses=2), Told()
     outcomes = run(two, toy, tmp_path / "run", told)
     assert all(isinstance(one, JobResult) for one in outcomes)
-    assert any("expected the device cpu to answer, got CUDA error: unknown" in text for text in told.warnings)
+    poisoned = next(pid for label, pid, _ in toy.seen() if label == 2)
+    assert [label for label, pid, _ in toy.seen() if pid == poisoned][-1] == 2  # nothing was done in it after that
+    lost = "its process lost its device (CUDA error: device-side assert triggered); another one tries again"
+    assert told.warnings == [f"{JOBS[2].name}: {lost}"]
+
+
+def test_a_job_that_loses_every_device_is_listed_and_the_others_go_on(tmp_path: Path, two):
+    toy, told = Toy(tmp_path, asserts=1), Told()
+    outcomes = run(two, toy, tmp_path / "run", told)
+    (failed,) = [one for one in outcomes if isinstance(one, JobFailure)]
+    assert failed.job is JOBS[1]
+    assert failed.message == "its process lost its device (CUDA error: device-side assert triggered), 2 times"
+    assert len(content(tmp_path / "run")) == 4
+    assert len({pid for label, pid, _ in toy.seen() if label == 1}) == 2
+
+
+def test_a_broken_device_gets_no_more_jobs_and_the_others_do_them(tmp_path: Path):
+    seats = [{**place, "SEAT": str(seat)} for seat, place in enumerate(places("cpu", 2))]
+    toy, told = Toy(tmp_path, seat="0"), Told()
+    with Processes("cpu", seats) as pool:
+        outcomes = run(pool, toy, tmp_path / "run", told)
+    assert all(isinstance(one, JobResult) for one in outcomes)
+    tries = [label for label, *_ in toy.seen()]
+    assert len(told.warnings) == len(tries) - 5 <= 3
+    assert max(map(tries.count, tries)) <= 2  # a job that was lost goes to another place
+
+
+def test_without_a_device_that_works_the_run_stops(tmp_path: Path, capfd):
+    seats = [{**places("cpu", 2)[0], "SEAT": "0"}] * 2
+    toy, told = Toy(tmp_path, seat="0"), Told()
+    with Processes("cpu", seats) as pool, pytest.raises(DeviceLost, match="none that can work"):
+        run(pool, toy, tmp_path / "run", told)
+    assert len(toy.seen()) <= 6
+    assert capfd.readouterr().err == ""  # the processes end without a word; it is the run that speaks
 
 
 def test_a_wrong_setting_stops_the_run_and_the_processes(tmp_path: Path, two):

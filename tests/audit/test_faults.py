@@ -188,19 +188,51 @@ def test_any_history_of_faults_ends_in_the_same_bytes(tmp_path_factory, whole, h
     assert content(folder) == whole and leftovers(folder) == []
 
 
-def test_a_device_that_disappears_stops_the_run_and_finished_jobs_stay(tmp_path: Path, whole, monkeypatch):
-    monkeypatch.setattr("mi_audit.audit.executor.answers", lambda _device: False)
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        RuntimeError("HIP error: device-side assert triggered"),
+        torch.AcceleratorError("an illegal memory access was encountered"),
+    ],
+    ids=str,
+)
+def test_an_error_that_poisons_the_process_stops_the_run_at_once_and_finished_jobs_stay(tmp_path: Path, whole, error):
     ran = []
 
     def doing(job: Job, on_step):
         ran.append(job)
-        return failing(RuntimeError("CUDA error: unspecified\nlaunch failure")) if job is JOBS[1] else perform(job, 0)
+        return failing(error) if job is JOBS[1] else perform(job, 0)
 
-    with pytest.raises(DeviceLost, match=r"device cpu to answer, got CUDA error: unspecified; finished jobs are kept"):
+    with pytest.raises(DeviceLost) as caught:
         once(tmp_path / "run", doing)
+    assert str(caught.value) == (
+        f"expected the device cpu to answer, got {caught.value.reason} in {JOBS[1].name}; finished jobs are kept: type "
+        "the command again to resume, or, when it stops at the same place, with another --device"
+    )
+    assert caught.value.reason == str(error).splitlines()[0]
     assert ran == JOBS[:2] and len(content(tmp_path / "run")) == 1
     once(tmp_path / "run")
     assert content(tmp_path / "run") == whole
+
+
+def test_a_device_that_does_not_answer_after_an_error_of_any_kind_stops_the_run(tmp_path: Path, whole, monkeypatch):
+    monkeypatch.setattr("mi_audit.audit.devices.answers", lambda _device: False)
+    with pytest.raises(DeviceLost, match="got probability tensor contains nan"):
+        once(tmp_path / "run", lambda *_: failing(ValueError("probability tensor contains nan")))
+    assert content(tmp_path / "run") == {}
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "size mismatch",
+     "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"],
+)  # fmt: skip
+def test_an_error_that_leaves_the_device_well_fails_its_job_only(tmp_path: Path, message):
+    outcomes = once(tmp_path / "run", lambda *_: failing(RuntimeError(message)))
+    assert [type(one) for one in outcomes] == [JobFailure] * 3
 
 
 def test_a_second_run_in_the_folder_is_refused_and_takes_nothing_away(tmp_path: Path, whole):

@@ -41,8 +41,10 @@ def test_refuses_what_is_no_grid(text, method, message):
 
 
 def test_folders_are_plain_names_and_all_different():
+    assert Grid("x", ("a-b", "a-b-3", "a/b", "a b")).folders == ("a-b", "a-b-3", "a-b-2", "a-b-4")
+    assert Grid("x", ("a", "A", "a-2")).folders == ("a", "A-2", "a-2-2")  # some disks take `a` for `A`
     grid = Grid("x", ("80%", "params:80%", "params-80%", "-0.1", ".05", "[1,2]", "module:net.layer3"))
-    assert grid.folders == ("80%", "params-80%", "params-80%-3", "minus-0.1", "0.05", "1-2", "module-net.layer3")
+    assert grid.folders == ("80%", "params-80%", "params-80%-2", "minus-0.1", "0.05", "1-2", "module-net.layer3")
 
 
 def test_a_value_gets_into_the_plan_where_the_engine_reads_it():

@@ -33,3 +33,16 @@ def test_a_setting_of_the_wrong_type_names_itself_and_the_method():
 def test_a_setting_out_of_range_is_refused_in_the_method_s_own_words():
     with pytest.raises(ConfigError, match="keep"):
         registry.build("attack", registry.attacks()["ppa"], "ppa", {"keep": 9, "restarts": 8})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [("bido", "images_per_class", None), ("dp-sgd", "delta", None), ("bido", "layers", "none")],
+)
+def test_none_is_a_word_for_what_may_be_left_out_but_a_text_among_texts(name, setting, value):
+    assert getattr(registry.build("defense", registry.defenses()[name], name, {setting: "none"}), setting) == value
+
+
+def test_none_is_no_number():
+    with pytest.raises(ConfigError, match=r"valid lambda_x of the defense bido, got 'none'"):
+        registry.build("defense", registry.defenses()["bido"], "bido", {"lambda_x": "none"})

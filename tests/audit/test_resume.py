@@ -1,29 +1,34 @@
 """A run that is killed and typed again must leave the bytes of one that was not."""
 
+import functools
 import hashlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mi_audit.audit.plan import DecisionPlan, Plan
 from mi_audit.audit.settings import plan_to_json
 from mi_audit.store.files import canonical_json
-from tests.world import digit_plan
+from tests.world import defend_plan, digit_plan
 
 # Every result reaches its place by `os.replace`: the run dies by its own hand just before or after one of them.
 SCRIPT = """
 import json, os, sys
 from mi_audit.audit.attack import run_attack
+from mi_audit.audit.defend import run_defense
 from mi_audit.audit.settings import plan_from_json
 
-plan, signal, moment, left = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-replace = os.replace
+plan, signal, moment, left = plan_from_json(json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+where, replace = sys.argv[5], os.replace
 
 def replace_and_die(source, target):
     global left
-    left -= "jobs" in str(target)
+    left -= os.path.basename(os.path.dirname(target)) == where
     if left < 0 and moment == "before":
         os.kill(os.getpid(), signal)
     replace(source, target)
@@ -32,13 +37,33 @@ def replace_and_die(source, target):
 
 if signal:
     os.replace = replace_and_die
-run_attack(plan_from_json(plan))
+(run_defense if plan.model.ref.startswith("built-in") else run_attack)(plan)
 """
 
 
-def command(digits: Path, out: Path, cache: Path, *, how: int = 0, moment: str = "", kept: int = 0) -> list[str]:
-    plan = plan_to_json(digit_plan(digits, out, cache))
-    return [sys.executable, "-c", SCRIPT, canonical_json(plan), str(int(how)), moment, str(kept)]
+def plan_for(kind: str, digits: Path, out: Path, cache: Path) -> Plan:
+    """What the command of that kind does in the small world."""
+    if kind == "defend":
+        plan = defend_plan(out, cache)
+        return replace(plan, attacks=plan.attacks[:1])
+    plan = digit_plan(digits, out, cache)
+    if kind == "attack":
+        return plan
+    decision = DecisionPlan(policy="audit-v1", tau=0.98, sequential=True)
+    return replace(
+        plan, seeds=1, classes="all", attacks=plan.attacks[:1], decision=decision, positive_control=False,
+        metrics=("exposure",),
+    )  # fmt: skip
+
+
+def run(kind: str, digits: Path, out: Path, cache: Path, **death: object) -> int:
+    """The exit code of the command; `how`, `where`, `moment` and `kept` say when it dies."""
+    plan = canonical_json(plan_to_json(plan_for(kind, digits, out, cache)))
+    usual = {"how": 0, "moment": "", "kept": 0, "where": "jobs"}
+    when = [str((usual | death)[word]) for word in usual]
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, plan, *when], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ).returncode
 
 
 def content(out: Path) -> dict[str, str]:
@@ -50,25 +75,51 @@ def content(out: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def whole(digits, cache, tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of an undisturbed run of that kind."""
+
+    @functools.cache
+    def folder(kind: str) -> Path:
+        out = tmp_path_factory.mktemp("whole") / "run"
+        assert run(kind, digits, out, cache) == 0
+        return out
+
+    return folder
+
+
 @pytest.mark.parametrize(
     ("how", "moment", "kept"),
     [(signal.SIGKILL, "before", 0), (signal.SIGKILL, "after", 1), (signal.SIGINT, "after", 3)],
 )
-def test_a_killed_run_resumes_to_the_same_bytes(digits, cache, tmp_path, whole_run, how, moment, kept):
+def test_a_killed_attack_resumes_to_the_same_bytes(digits, cache, tmp_path, whole, how, moment, kept):
     out = tmp_path / "run"
-    killed = subprocess.run(
-        command(digits, out, cache, how=how, moment=moment, kept=kept),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
-    assert killed.returncode != 0
+    assert run("attack", digits, out, cache, how=int(how), moment=moment, kept=kept) != 0
     assert len(list(out.glob("jobs/*.safetensors"))) == kept + (moment == "after")
     assert not (out / "result.json").exists()
-    subprocess.run(command(digits, out, cache), check=True)
-    assert content(out) == content(whole_run)
+    assert run("attack", digits, out, cache) == 0
+    assert content(out) == content(whole("attack"))
 
 
-@pytest.fixture(scope="module")
-def whole_run(digits, cache, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(digits, out, cache), check=True)
-    return out
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "how", "where", "moment", "kept"),
+    [
+        ("defend", signal.SIGKILL, "models", "before", 1),  # the sidecar of the twin's weights is there, they are not
+        ("defend", signal.SIGKILL, "jobs", "after", 2),
+        ("defend", signal.SIGINT, "jobs", "before", 1),
+        ("attack --sequential", signal.SIGKILL, "jobs", "before", 0),
+        ("attack --sequential", signal.SIGKILL, "jobs", "after", 2),
+        ("attack --sequential", signal.SIGINT, "jobs", "after", 1),
+    ],
+)
+def test_other_killed_commands_do_so_too(digits, cache, tmp_path, whole, kind, how, where, moment, kept):
+    out = tmp_path / "run"
+    assert run(kind, digits, out, cache, how=int(how), where=where, moment=moment, kept=kept) != 0
+    assert not (out / "result.json").exists()
+    files = list((out / where).glob("*.safetensors")) if where == "jobs" else []
+    stamps = {file: file.stat().st_mtime_ns for file in files}
+    assert len(files) == (kept + (moment == "after") if where == "jobs" else 0)
+    assert run(kind, digits, out, cache) == 0
+    assert content(out) == content(whole(kind)) and len(content(out)) > 2
+    assert {file: file.stat().st_mtime_ns for file in files} == stamps

@@ -21,7 +21,7 @@ from mi_audit.audit.settings_tables import DefendTable
 from mi_audit.core.dataset import Dataset
 from mi_audit.nn import skips
 from mi_audit.nn.classifier import Classifier
-from mi_audit.store.targets import LoadedModel, save_model
+from mi_audit.store.targets import LoadedModel, new_model, save_model
 from mi_audit.train.accuracy import accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.recipe import Recipe
@@ -180,3 +180,27 @@ def test_gates_of_removed_skip_connections_are_open_after_public_weights_came_in
     assert torch.equal(net.features[0][0].weight, public.features[0][0].weight)
     assert all(torch.equal(block.layer_scale, torch.ones(24, 1, 1)) for block in net.features[5])
     assert net.features[3][0].layer_scale.max() < 1e-5
+
+
+def test_the_manifest_says_in_which_precision_a_private_training_computed(scene, tmp_path):
+    recipe = Recipe(epochs=1, precision="bf16")
+    private = compose("dp-sgd", {"epsilon": 50.0, "accountant": "rdp", "secret": False})
+    made = retrained(scene, Retraining(private, None, recipe), 0, tmp_path / "private.safetensors", "defended")
+    assert made.defense["recipe"] == {**recipe.__dict__, "precision": "32"}
+    plain = retrained(scene, Retraining(UNDEFENDED, None, recipe), 0, tmp_path / "plain.safetensors", "undefended")
+    assert plain.defense["recipe"] == recipe.__dict__
+
+
+def test_the_manifest_says_how_much_came_over_scaled_shortcuts_and_what_batch_norms_did(scene, tmp_path):
+    net = new_model("built-in:resnet18-small", num_classes=5, channels=1, size=32, mean=(0.5,), std=(0.5,), seed=0)
+    small = replace(scene, model=net)
+    how = Retraining(compose("ssf", {}), None, Recipe(epochs=1, precision="32"))
+    about = retrained(small, how, 0, tmp_path / "ssf.safetensors", "scaled").defense
+    told = about["skip_ratios"]
+    assert told["before"].keys() == told["after"].keys() and len(told["after"]) == 2
+    assert all(share > 0 for share in told["after"].values()) and told["before"] != told["after"]
+    assert about["batch_norm"]["frozen"] == 0 < about["batch_norm"]["trained"]
+    frozen = Retraining(compose("tldmi", {}, "50%"), None, Recipe(epochs=1, precision="32"))
+    partly = retrained(small, frozen, 0, tmp_path / "tldmi.safetensors", "frozen").defense
+    assert "skip_ratios" not in partly and partly["batch_norm"]["frozen"] > 0
+    assert sum(partly["batch_norm"][key] for key in ("frozen", "trained")) == about["batch_norm"]["trained"]

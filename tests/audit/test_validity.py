@@ -6,8 +6,8 @@ from torch import nn
 
 from mi_audit.attacks.gmi import GMI
 from mi_audit.attacks.lomma import LOMMA
-from mi_audit.audit import validity
-from mi_audit.audit.adaptive import no_adaptive
+from mi_audit.audit import registry, validity
+from mi_audit.audit.adaptive import RUNS, no_adaptive, options_for
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import open_scene
@@ -221,12 +221,37 @@ def test_a_declared_defense_needs_an_attack_that_knows_it(defense, builds, passe
         ("tldmi", Averaging("taa", 20), True),
         ("tldmi", Averaging("taa", 19), False),
         ("tldmi", Averaging("paa", 50), False),
+        ("midre", Averaging("erase", 20), True),
+        ("midre", Averaging("taa", 50), False),
+        ("atat", Averaging("paa", 20), True),
         ("negls", Averaging("taa", 50), False),  # published to hold against it
     ],
 )
 def test_a_defense_that_view_averaging_undoes_is_answered_by_enough_of_the_right_views(method, averaging, passed):
     flag = no_adaptive([{"method": method}], {"gmi": GMI()}, averaging)
-    assert flag.passed is passed and (f"averaging over {averaging.count} views (taa)" in flag.detail) is passed
+    assert flag.passed is passed and (f"averaging over {averaging.count} views" in flag.detail) is passed
+
+
+@pytest.mark.parametrize("method", sorted(RUNS))
+def test_the_options_that_are_named_for_a_defense_answer_it(method):
+    flag = no_adaptive([{"method": method}], {"gmi": GMI()})
+    assert flag.passed is False and f"`{options_for(method)}`" in flag.clears
+    words = options_for(method).split()
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert given.keys() <= {"--views", "--view-kind", "--attacks", "--set"}
+    views = Averaging(given.get("--view-kind", "taa"), int(given["--views"])) if "--views" in given else None
+    name, setting = given.get("--attacks", "gmi"), given.get("--set", "").partition(".")[2]
+    key, _, value = setting.partition("=")
+    settings = {key: True if value == "true" else value} if setting else {}
+    attack = registry.build("attack", registry.attacks()[name], name, settings)
+    assert no_adaptive([{"method": method}], {name: attack}, views).passed is True
+
+
+def test_combinations_name_the_options_of_all_their_parts():
+    assert options_for("loft+ca") == options_for("calor") == "--attacks lomma --set lomma.loss=confidence"
+    assert options_for("tldmi+loft") == "--views 20 and --attacks lomma"
+    assert options_for("tldmi+bido") == "--views 20" and options_for("label-only") == ""
+    assert no_adaptive([{"method": "loft+ca"}], {"lomma": LOMMA(loss="confidence")}).passed is True
 
 
 HEAD = {"edit": "low-rank-head", "layer": "8", "rank": 3, "norm": "none"}

@@ -8,7 +8,7 @@ from mi_audit.audit import verifier as verifiers
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import Scene, open_scene
-from mi_audit.audit.verifier import Verifier, calibrated, load_verifier, verifier_arch, weakness
+from mi_audit.audit.verifier import Verifier, calibrated, load_verifier, verifier_arch, verifier_lesson, weakness
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.quantity import Interval, Quantity
 from mi_audit.store.targets import load_model
@@ -39,6 +39,16 @@ def verifier(scene: Scene) -> Verifier:
 )
 def test_the_verifier_is_of_another_family_than_the_target_and_if_it_can_the_evaluator(taken, size, arch):
     assert verifier_arch(taken, size) == arch
+
+
+def test_it_learns_for_as_long_as_the_evaluator_unless_told_otherwise(scene):
+    def epochs(**changes: int) -> int:
+        lesson = verifier_lesson(replace(scene, plan=replace(scene.plan, **changes)), (scene.model,))
+        assert lesson is not None
+        return lesson.recipe.epochs
+
+    assert epochs(evaluator_epochs=7) == 7
+    assert epochs(evaluator_epochs=7, verifier_epochs=3) == 3
 
 
 def test_its_rates_are_exact_one_sided_bounds_on_private_photographs(scene, verifier):

@@ -53,10 +53,10 @@ class Size:
     settings: Mapping[str, Any]
 
     def steps(self, share: float) -> "Size":
-        """The same with a share of the steps, at least one."""
+        """The same with a share of the steps, at least two: in bfloat16 the last one is in single precision."""
         steps = self.settings["steps"]
         many = isinstance(steps, tuple)
-        fewer = tuple(max(1, round(share * one)) for one in steps) if many else max(1, round(share * steps))
+        fewer = tuple(max(2, round(share * one)) for one in steps) if many else max(2, round(share * steps))
         return replace(self, settings={**self.settings, "steps": fewer})
 
     @property
@@ -97,7 +97,7 @@ class Engine:
         case: Which attack.
         built: The networks.
         device: Where.
-        precision: `bf16` runs under autocast, as `--precision bf16` does.
+        precision: What searches are asked to compute in, as by `--precision`.
     """
 
     def __init__(self, case: Case, built: Built, device: str, precision: Precision) -> None:
@@ -108,10 +108,8 @@ class Engine:
 
     def run(self, size: Size, *, seed: int = 0, batch: int | None = None, run: Run | None = None) -> Reconstructions:
         attack = _attack(self.case, size)
-        run = run or Run(seed=seed, batch_size=batch or self.batch)
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-            return attack.run(self.target, self.prior, torch.arange(size.classes, device=self.device), run)
+        run = replace(run or Run(seed=seed, batch_size=batch or self.batch), precision=self.precision)
+        return attack.run(self.target, self.prior, torch.arange(size.classes, device=self.device), run)
 
 
 class Reference:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from mi_audit.audit.defend import composition_of
 from mi_audit.audit.estimate import Estimate
 from mi_audit.audit.plan import AttackPlan, RulePlan
 from mi_audit.audit.settings import plan_to_json
@@ -245,3 +246,9 @@ def test_an_accelerator_that_is_not_there_exits_2(cli, tmp_path):
     done = cli("attack", "built-in:cnn", "--device", "cuda:99", "--private", "digits:0-4", "--public", "digits:5-9")
     assert done.exit_code == 2
     assert "expected a device that exists here" in done.stderr
+
+
+def test_a_setting_that_may_be_left_out_is_set_to_none(cli, engine):
+    assert cli("defend", "m", "--method", "bido", "--set", "bido.images_per_class=none").exit_code == 0
+    ((_, plan),) = engine.seen
+    assert composition_of(plan).parts["bido"].images_per_class is None

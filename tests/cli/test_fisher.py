@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from mi_audit.audit.plan import AttackPlan
+from mi_audit.audit.fisher import fisher_plan_to_json
+from mi_audit.audit.plan import AttackPlan, FisherPlan, ModelPlan, Plan
+from mi_audit.store.runs import RunFolder
 from tests.report.test_fisher import sample
 
 
@@ -100,3 +102,36 @@ def test_help_has_examples(cli):
     done = cli("fisher", "--help")
     assert done.exit_code == 0 and "--run" in done.output and "runs/latest" in done.output
     assert "--metrics" not in done.output and "--evaluator" not in done.output
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """Writes the plan of a profile with changes of what is its own."""
+
+    def write(**changes):
+        plan = Plan(model=ModelPlan(ref="m.safetensors"), private="p", command="mi-audit fisher")
+        saved = fisher_plan_to_json(FisherPlan(plan=plan))
+        with RunFolder(tmp_path / "run") as folder:
+            folder.write_plan({**saved, "fisher": {**saved["fisher"], **changes}})
+
+    return write
+
+
+@pytest.mark.parametrize("words", [("--report", "json:profile.json"), ("--exit-zero",)])
+def test_what_a_profile_does_not_heed_is_refused(cli, engine, unfinished, words):
+    unfinished()
+    done = cli("resume", "run", *words)
+    assert done.exit_code == 2 and "expected neither --report nor --exit-zero for the profile" in done.output
+    assert not engine
+    assert cli("resume", "run").exit_code == 0 and len(engine) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"depth": 3}, "expected a plan of a profile of this version"), ({"samples": "many"}, "got samples: ")],
+)
+def test_a_plan_of_another_version_is_refused(cli, engine, unfinished, changes, message):
+    unfinished(**changes)
+    done = cli("resume", "run")
+    assert done.exit_code == 2 and message in " ".join(done.output.split())
+    assert not engine

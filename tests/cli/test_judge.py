@@ -6,7 +6,6 @@ import pytest
 
 from mi_audit.core.sweep import Advice
 from mi_audit.store.results import read_result, write_result
-from mi_audit.store.sweeps import write_sweep
 from tests.documents import ROOT
 from tests.report.sample import audit, comparison, draw_pictures, failing
 from tests.report.test_fisher import sample as profile
@@ -49,6 +48,13 @@ def test_gate_without_any_rule_exits_2(cli, saved):
 
 def test_gate_against_a_baseline(cli, saved):
     assert cli("gate", "plain", "--baseline", "plain", "--max-regression", "0.5").exit_code == 0
+
+
+def test_a_damaged_timing_costs_a_warning_not_the_report(cli, saved):
+    (saved / "plain" / "timing.json").write_text("{")
+    done = cli("report", "plain", "-f", "text")
+    assert done.exit_code == 0 and done.stdout
+    assert done.stderr.startswith("warning: expected seconds by stage and job, got a damaged file")
 
 
 def test_gate_writes_reports_and_leaves_the_result_alone(cli, saved):
@@ -180,9 +186,9 @@ def others(saved):
     """A sweep with the run of its recommended value, and a Fisher profile, in folders of their own."""
     for name in ("sweep", "sweep/80%", "undecided", "fisher"):
         (saved / name).mkdir()
-    write_sweep(saved / "sweep" / "sweep.json", sweep())
+    write_result(saved / "sweep" / "sweep.json", sweep())
     nothing = Advice(value=None, tied=(), tolerance=0.02, why="All is noise.")
-    write_sweep(saved / "undecided" / "sweep.json", sweep(advice=nothing))
+    write_result(saved / "undecided" / "sweep.json", sweep(advice=nothing))
     write_result(saved / "sweep" / "80%" / "result.json", comparison())
     write_result(saved / "fisher" / "fisher.json", profile())
     return saved

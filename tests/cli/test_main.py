@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,13 @@ def test_a_log_file_that_cannot_be_written_exits_2(cli, tmp_path):
     done = cli("config", "show", "--log-file", str(tmp_path))
     assert done.exit_code == 2
     assert "expected a log file that can be written" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device of a disk that is always full")
+def test_a_log_file_on_a_full_disk_costs_the_log_and_nothing_else(cli):
+    plain, done = cli("config", "show"), cli("config", "show", "--log-file", "/dev/full")
+    assert done.exit_code == 0 and done.stdout == plain.stdout
+    assert done.stderr == "warning: nothing more is written to the log file /dev/full: No space left on device\n"
+    failed = cli("gate", "nowhere", "--log-file", "/dev/full")
+    assert failed.exit_code == 3
+    assert [line.partition(":")[0] for line in failed.stderr.splitlines()] == ["warning", "error"]

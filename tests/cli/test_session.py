@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from mi_audit.cli.console import watching
 from mi_audit.cli.session import Boundary, Session, emit_json
 from mi_audit.core import errors
 
@@ -82,6 +84,30 @@ def test_termination_is_an_interrupt_and_the_old_answer_comes_back(capsys):
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_disk_that_fills_up_during_a_run_costs_the_log_only(tmp_path, capsys, monkeypatch):
+    session = Session(log_file=tmp_path / "audit.log", verbosity=-1)
+    with watching(session) as sink:
+        sink.note("one")
+        monkeypatch.setattr(Path, "open", full)
+        sink.note("two")
+        sink.stage("three")
+    monkeypatch.undo()
+    assert (tmp_path / "audit.log").read_text().endswith(" one\n")
+    assert capsys.readouterr().err.count("nothing more is written to the log file") == 1
+
+
+def full(*_given, **_named):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_file_in_a_wrong_place_is_refused_but_not_one_on_a_full_disk(tmp_path, capsys, monkeypatch):
+    with pytest.raises(errors.ConfigError, match=r"Is a directory on .*; choose another --log-file"):
+        Session(log_file=tmp_path).start_logging()
+    monkeypatch.setattr(Path, "open", full)
+    Session(log_file=tmp_path / "audit.log").start_logging()
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_an_exit_passes_through():

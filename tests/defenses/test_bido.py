@@ -202,9 +202,9 @@ def test_asks_for_four_pictures_per_class_and_fills_the_term_alone():
     ("settings", "message"),
     [
         ({"lambda_x": 0.0, "lambda_y": 0.0}, "without weights there is no defense"),  # the published script's default
-        ({"lambda_x": -0.1}, "expected finite weights >= 0"),
-        ({"lambda_y": math.nan}, "expected finite weights >= 0"),
-        ({"sigma": -1.0}, "expected finite sigma >= 0"),
+        ({"lambda_x": -0.1}, "expected weights >= 0"),
+        ({"lambda_y": math.nan}, "expected finite numbers as lambda_y"),
+        ({"sigma": -1.0}, "expected sigma >= 0"),
         ({"eps": 0.0}, "eps > 0"),
         ({"images_per_class": 1}, "expected images_per_class of 2 or more"),
         ({"layers": " , "}, "expected layers=auto or names"),

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mi_audit.audit.composition import compose
 from mi_audit.core.defense import Slot, Training
 from mi_audit.core.errors import ConfigError
 from mi_audit.defenses.dp_sgd import DPSGD
@@ -64,6 +65,8 @@ def test_batch_norm_that_trains_all_the_same_is_refused():
 def test_stands_alone_in_its_slot_and_names_what_it_breaks():
     assert Slot.STEP in DPSGD.slots and Slot.STEP.exclusive
     assert {"bido", "atat", "trap-mid"} == set(DPSGD.excludes)
+    (doubt,) = compose("dp-sgd+negls", {}).doubts
+    assert doubt.startswith("dp-sgd with negls has no published measurement: ")
     assert DPSGD().secret
 
 

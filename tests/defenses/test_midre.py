@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from mi_audit.core.defense import Defense, Moment
 from mi_audit.core.errors import ConfigError
-from mi_audit.defenses.midre import MIDRE, erase
+from mi_audit.defenses.midre import MIDRE
+from mi_audit.nn.erasing import erase
 
 PAPER = torch.tensor([0.485, 0.456, 0.406]) * 0.5 + 0.5
 

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from mi_audit.core.errors import ConfigError
+from mi_audit.defenses.dp_sgd import DPSGD
+from mi_audit.defenses.rolss import RoLSS
 from mi_audit.defenses.ssf import SSF
 from mi_audit.nn import edits, skips
 from tests.nn.test_anatomy import torchvision_net
@@ -22,7 +24,18 @@ def test_the_factors_of_the_last_stage(name, settings, factor, count):
     assert list(edit["factors"].values()) == [factor] * count
 
 
-@pytest.mark.parametrize("settings", [{"k": 1.0}, {"k": -0.1}, {"k": float("nan")}, {"tts": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k": 1.0},
+        {"k": -0.1},
+        {"k": float("nan")},
+        {"tts": -1},
+        {"k": 0.0, "learnable": True},
+        {"dense_mode": "truncate", "tts": 1},
+        {"dense_mode": "truncate", "learnable": True},
+    ],
+)
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ConfigError):
         SSF(**settings)
@@ -72,3 +85,16 @@ def test_a_head_warms_up_under_whole_skip_connections():
     for phase, full in (("head-warm-up", True), (defense.phases()[0].name, True), ("main", False), ("later", False)):
         defense.enter(net, phase)
         assert torch.equal(net(images), whole(images)) == full
+
+
+def test_factors_learn_when_asked():
+    net, images = network("torchvision", "resnet18"), torch.randn(2, 3, 32, 32)
+    edits.apply(net, SSF(learnable=True).edits(net, images))
+    assert [name for name, _ in net.named_parameters() if "skip_logit" in name] == [
+        "layer4.0.skip_logit_residual", "layer4.1.skip_logit_residual"
+    ]  # fmt: skip
+
+
+def test_factors_that_learn_have_no_gradient_per_image():
+    assert "learnable" in SSF(learnable=True).conflicts({"dp-sgd": DPSGD()})
+    assert not SSF().conflicts({"dp-sgd": DPSGD()}) and not SSF(learnable=True).conflicts({"rolss": RoLSS()})

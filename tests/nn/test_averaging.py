@@ -11,7 +11,7 @@ from mi_audit.nn.descent import Descent
 from mi_audit.nn.optimisers import Adam
 
 COUNT = 6
-KINDS = ("paa", "taa")
+KINDS = ("paa", "taa", "erase")
 
 
 def world(rows=3, size=8):
@@ -134,6 +134,16 @@ def test_out_of_memory_halves_what_the_target_sees():
     torch.testing.assert_close(found.latents, roomy.latents, atol=1e-6, rtol=0)
 
 
+def test_an_erased_view_has_one_square_as_the_defense_makes_it():
+    images = torch.full((200, 1, 16, 16), 2.0)
+    streams = Streams.of(0, torch.arange(200), torch.zeros(200, dtype=torch.long))
+    erased = (VIEWS["erase"](images, streams, 0) != 2)[:, 0]
+    shares = erased.float().mean(dim=(1, 2))
+    assert 0.08 < shares.min() < 0.16 and 0.34 < shares.max() < 0.43  # 0.1 to 0.4, sides rounded to pixels
+    assert torch.equal(erased.any(dim=2).sum(dim=1) * erased.any(dim=1).sum(dim=1), erased.sum(dim=(1, 2)))
+    assert not torch.equal(erased, (VIEWS["erase"](images, streams, 1) != 2)[:, 0])
+
+
 def test_a_loss_that_breaks_in_one_view_is_noticed():
     from mi_audit.core.errors import Diverged
 
@@ -145,8 +155,9 @@ def test_a_loss_that_breaks_in_one_view_is_noticed():
 
 
 def test_published_answers_need_enough_views():
-    assert Averaging("taa", 20).adaptive_to == ("bido", "tldmi")
-    assert Averaging("taa", 19).adaptive_to == Averaging("paa", 50).adaptive_to == ()
+    assert Averaging("taa", 20).adaptive_to == ("bido", "tldmi", "dp-sgd", "mid")
+    assert Averaging("paa", 20).adaptive_to == ("atat", "mid") and "midre" in Averaging("erase", 20).adaptive_to
+    assert Averaging("taa", 19).adaptive_to == Averaging("erase", 19).adaptive_to == ()
     with pytest.raises(ConfigError, match="at least 2 views"):
         Averaging("taa", 1)
 

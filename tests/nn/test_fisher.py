@@ -232,3 +232,14 @@ def test_the_chunk_fits_the_network():
     with torch.device("meta"):
         assert fisher.chunk_of(nn.Linear(4096, 4096)) == 7  # 512 MiB / (64 MiB + 16 KiB)
         assert fisher.chunk_of(nn.Linear(20_000, 20_000)) == 1
+
+
+def test_faint_gradients_have_squares_too():
+    """Two parameters with gradients of 3e-30 and 4e-30: squares of 9e-60 and 16e-60, far below single precision."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[68.0], [0.0]]))  # exp(-68) = 2.9e-30
+    rows = fisher.parts(net, torch.zeros(1, 1, 1, 1))
+    found = fisher.empirical(net, torch.ones(1, 1, 1, 1), torch.tensor([0]), rows).plain
+    slope = float(torch.tensor(-68.0).double().exp())  # p of the other class, the gradient of its weight
+    assert float(found.sum()) > slope**2 / 2 and float(found.sum()) < 3 * slope**2

@@ -115,3 +115,29 @@ def test_clustered_means_by_enumeration():
     values, counts = np.unique(found.round(9), return_counts=True)
     assert values.tolist() == [0, 1.5, 2]
     assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
+
+
+def people_with_gradients(some, count):
+    """One image each of `count` people, of whom the first `some` have gradients."""
+    rows = [[1 + place, 2, 3] if place < some else [0, 0, 0] for place in range(count)]
+    return task(rows, range(count))
+
+
+def test_draws_of_people_without_gradients_are_left_out():
+    # 3 of 6 have none: a draw meets only them with probability 1/64, which has no shares
+    found = profile(CLS, people_with_gradients(3, 6), SIZES, "empirical", "total")
+    for row in found.values:
+        assert 0 <= row.share_mi_interval.low <= row.share_mi <= row.share_mi_interval.high <= 1
+        assert row.gap_interval is not None
+    # of unit 1 the person with 1, 2, 3 alone has a sixth, the one with 3, 2, 3 three eighths
+    assert found.values[0].share_mi_interval.low == pytest.approx(1 / 6)
+    assert found.values[0].share_mi_interval.high == pytest.approx(3 / 8)
+    assert found.cut_interval is not None
+
+
+def test_too_many_draws_without_gradients_leave_no_interval():
+    # 4 of 6 have none: (4/6)^6 = 8.8 % of the draws
+    found = profile(CLS, people_with_gradients(2, 6), SIZES, "empirical", "total")
+    assert found.cut_interval is None
+    assert all(row.gap_interval is None and row.share_cls_interval is None for row in found.values)
+    assert profile(people_with_gradients(2, 6), MI, SIZES, "empirical", "total").cut_interval is None

@@ -3,12 +3,20 @@ import math
 import pytest
 import torch
 
-from mi_audit.nn.objectives import cross_entropy, max_margin, poincare
+from mi_audit.nn.objectives import aimed, cross_entropy, max_margin, poincare
 
 
 def test_cross_entropy_by_hand():
     logits = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]])  # softmax: three quarters and one quarter
     assert cross_entropy(logits, torch.tensor([0, 1])).tolist() == pytest.approx([math.log(4 / 3), math.log(4)])
+
+
+def test_the_aimed_confidence_by_hand():
+    logits = torch.tensor([[math.log(3), 0.0], [0.0, 0.0], [math.log(9), 0.0]], requires_grad=True)  # 3/4, 1/2, 9/10
+    loss = aimed(logits, torch.tensor([0, 0, 0]), 0.75)
+    assert loss.tolist() == pytest.approx([0.0, math.log(3 / 2), math.log(6 / 5)], abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient[1, 0] < 0 < gradient[2, 0]  # below it the class has to rise, above it has to fall
 
 
 def test_the_margin_by_hand():

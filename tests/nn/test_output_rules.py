@@ -145,6 +145,8 @@ def test_refuses_a_manifest_of_another_version(edits, message):
         (Temperature, {"temperature": 1.0}),
         (Temperature, {"temperature": float("nan")}),
         (OutputNoise, {"deviation": 0.0}),
+        (OutputNoise, {"deviation": 10.1}),
+        (OutputNoise, {"deviation": 1e308}),
         (ReverseSigmoid, {"beta": 0.0}),
         (ReverseSigmoid, {"gamma": -1.0}),
         (OutputNoise, {"secret": 2**64}),

@@ -75,6 +75,12 @@ def test_our_own_manifest_is_told_from_other_sidecars():
         ('{"arch": 5}', "the name 5"),
         ('{"label_names": "cat"}', "class names that are no list"),
         ('{"order": [0, "1"]}', "instead of whole numbers"),
+        ("[" * 200_000, "expected JSON in s.json"),
+        (f'{{"mean": [1{"0" * 400}]}}', "expected facts about a classifier in s.json"),
+        ('{"mean": [NaN]}', "[nan] instead of finite numbers"),
+        ('{"std": [Infinity]}', "[inf] instead of finite numbers"),
+        ('{"mean": [true]}', "[True] instead of numbers"),
+        ('{"order": [true, false, 2]}', "[True, False, 2] instead of whole numbers"),
         ('{"pretrained_cfg": 3}', "expected facts about a classifier in s.json"),
     ],
 )
@@ -88,3 +94,9 @@ def test_a_broken_sidecar_is_named(text, message):
 def test_a_sidecar_may_not_make_the_factory_read_other_files(name):
     with pytest.raises(TargetError, match=f"the model argument {name}, which a file may not set"):
         read_json(json.dumps({"arch": "timm:resnet18", "model_args": {name: "/tmp/evil.pth"}}), "sidecar", "s.json")
+
+
+def test_a_sidecar_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "m.json").write_bytes(b'{"arch": "\xff"}')
+    with pytest.raises(TargetError, match=r"expected text in UTF-8 in .*m\.json"):
+        beside(tmp_path / "m.safetensors")

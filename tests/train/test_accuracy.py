@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from mi_audit.nn.classifier import Classifier
@@ -8,7 +9,7 @@ from mi_audit.store.targets import LoadedModel
 from mi_audit.train.accuracy import accuracy, measured_accuracy
 from tests import toy
 
-NOISE = OutputNoise(deviation=50.0).edit()
+NOISE = OutputNoise(deviation=10.0).edit()
 
 
 def loaded(*edits) -> LoadedModel:
@@ -41,3 +42,17 @@ def test_measuring_leaves_the_model_as_it_was():
     assert all(module.training for module in model.classifier.modules())
     assert [one.requires_grad for one in model.classifier.parameters()] == [False, True] and not frozen.requires_grad
     assert torch.is_grad_enabled()
+
+
+def test_a_measurement_that_fails_leaves_the_model_as_it_was(monkeypatch):
+    def broken(*_):
+        raise MemoryError
+
+    model = loaded(NOISE)
+    model.classifier.train()
+    monkeypatch.setattr(type(model.target()), "labels", broken)
+    model.classifier.train().requires_grad_(True)
+    with pytest.raises(MemoryError):
+        measured_accuracy(model, toy.dataset(), "cpu")
+    assert all(module.training for module in model.classifier.modules())
+    assert all(one.requires_grad for one in model.classifier.parameters())

@@ -100,3 +100,8 @@ def test_distortions_pass_gradients_to_the_pixels_they_kept():
     assert images.grad is not None
     assert images.grad[..., :9, :].eq(1).all()
     assert images.grad[..., 9, :].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["none", "shift", "faces"])
+def test_a_batch_may_be_empty(name):
+    assert augment(torch.zeros(0, 3, 8, 8), torch.zeros(0, DRAWS), name).shape == (0, 3, 8, 8)

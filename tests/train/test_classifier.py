@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from mi_audit.core.defense import Stepper
 from mi_audit.core.errors import ConfigError, DataError, Diverged
 from mi_audit.train.accuracy import accuracy
-from mi_audit.train.classifier import fit
-from mi_audit.train.objective import cross_entropy
+from mi_audit.train.classifier import Span, fit
+from mi_audit.train.objective import Objective, cross_entropy
 from mi_audit.train.recipe import Recipe
 from tests import toy
 
@@ -315,3 +316,47 @@ def test_accuracy_of_nothing_has_a_reason():
     found = accuracy(toy.classifier(), toy.dataset().select(torch.zeros(0, dtype=torch.int64)), "cpu")
     assert found.value is None
     assert "no images" in (found.reason or "")
+
+
+class Counting(Stepper):
+    """Trains nothing and notes which epochs it was asked for."""
+
+    steps = 1
+
+    def __init__(self):
+        self.epochs = []
+
+    def batches(self, take, epoch):
+        self.epochs.append(epoch)
+        yield take(torch.arange(4), torch.Generator())
+
+    def step(self, *_):
+        return torch.zeros(())
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+    def facts(self):
+        return {}
+
+    def close(self):
+        pass
+
+
+def test_a_stepper_goes_on_where_the_training_before_ended():
+    class Stepped(Objective):
+        def __init__(self):
+            self.made = Counting()
+
+        def __call__(self, *_):
+            raise AssertionError
+
+        def stepper(self, *_):
+            return self.made
+
+    objective = Stepped()
+    train(network(), Recipe(epochs=2), loss=objective, span=Span(3, None))
+    assert objective.made.epochs == [3, 4]

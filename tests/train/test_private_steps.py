@@ -206,3 +206,14 @@ def test_the_gradient_of_an_image_does_not_depend_on_its_neighbours():
     F.cross_entropy(net(images[2:3]), labels[2:3]).backward()
     for parameter, found in zip(net.parameters(), together, strict=True):
         torch.testing.assert_close(found, parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "shift", "faces"])
+def test_a_batch_may_be_empty(augmentation):
+    net = linear()
+    before = net[1].weight.clone()
+    steps = private(net, noise=0.0)
+    served = Feed(dataset(), 8, augmentation, torch.contiguous_format, 0, "cpu")
+    images, labels = served.take(torch.zeros(0, dtype=torch.int64), torch.Generator())
+    assert images.shape == (0, 3, 8, 8) and steps.step(images, labels, F.cross_entropy) == 0
+    assert torch.equal(net[1].weight, before) and steps.facts()["steps"] == 1  # without images there is only noise

@@ -1,0 +1,69 @@
+import sys
+from dataclasses import replace
+
+import pytest
+
+from examples import compare_defenses
+from mi_audit.audit import retrain
+from mi_audit.audit.plan import AttackPlan
+from tests.world import SMOKE
+
+BRIEF = {"gmi-gan": {"steps": 4, "batch_size": 16}}
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, cache, capsys):
+    """Runs the example on a toy of its plan, and counts the models that it trains."""
+    planned, fit, trained = compare_defenses.planned, retrain.fit_private, []
+
+    def small(given, views):
+        gmi = (AttackPlan(name="gmi", settings=SMOKE["gmi"]),)
+        plan = replace(planned(given, views), attacks=gmi, prior_settings=BRIEF, evaluator_epochs=2, precision="32")
+        return replace(plan, controls=())
+
+    def counted(scene, how, *others):
+        trained.append(how.composition.method)
+        return fit(scene, how, *others)
+
+    monkeypatch.setattr(compare_defenses, "planned", small)
+    monkeypatch.setattr(retrain, "fit_private", counted)
+
+    def run(*words):
+        common = ("--arch", "built-in:cnn", "--seeds", "1", "--epochs", "1", "--classes", "0,3")
+        folders = ("--out", str(tmp_path / "out"), "--cache-dir", str(cache))
+        monkeypatch.setattr(sys, "argv", ["compare_defenses.py", "digits", *common, *folders, *words])
+        compare_defenses.main()
+        return capsys.readouterr().out
+
+    return run, trained
+
+
+def table(text, head):
+    lines = text[text.index(f"| {head} |") :].split("\n\n")[0].strip().splitlines()
+    return [line.split("|")[1].strip() for line in lines[2:]]
+
+
+@pytest.mark.slow
+def test_every_number_of_views_attacks_the_same_models(script, tmp_path):
+    run, trained = script
+    said = run("--method", "midre,negls", "--views", "1,2")
+    assert sorted(trained) == ["midre", "negls", "none"]
+    assert table(said, "defense") == ["none", "midre", "negls"]
+    plain, averaged = said.split("2 views per gradient")
+    assert "plain" in plain and table(averaged, "defense") == ["none", "midre", "negls"]
+    for kind in ("undefended", "defended"):
+        files = [tmp_path / "out" / f"views-{n}" / "negls" / "models" / f"{kind}-s0.safetensors" for n in (1, 2)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    again = run("--method", "midre,negls", "--views", "1,2")
+    assert len(trained) == 3 and again == said  # what is finished is kept
+
+
+@pytest.mark.slow
+def test_the_curve_of_freeze_points_has_the_fisher_profile_beside_it(script, tmp_path):
+    run, trained = script
+    said = run("--sweep", "freeze=0%,50%", "--views", "1")
+    assert sorted(trained) == ["none", "tldmi", "tldmi"]
+    assert table(said, "freeze") == ["none", "0%", "50%"]
+    units = table(said, "unit")
+    assert len(units) > 2 and (tmp_path / "out" / "fisher" / "fisher.json").is_file()
+    assert said.strip().endswith("| head |") and "| 100% |" in said
