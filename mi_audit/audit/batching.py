@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mi_audit.core.prior import AssistedPrior, CriticPrior, Prior
 from mi_audit.core.run import is_out_of_memory
@@ -104,7 +105,8 @@ def search_step(device: str, rows: int, model: Classifier, prior: Prior) -> None
     with seeded(device, 0, "batch"), compiling(False), evaluating(model), torch.enable_grad():
         latents = space.draw(torch.zeros(rows, space.width, device=device)).detach().requires_grad_()
         images = space.decode(latents)
-        scores = [network(images).float().sum() for network in (model, *students)]
+        networks: list[Callable[..., Tensor]] = [model, *students]
+        scores = [network(images).float().sum() for network in networks]
         if isinstance(critic, CriticPrior):
             scores.append(critic.realism(images).float().sum())
         torch.autograd.grad(torch.stack(scores).sum(), latents)
