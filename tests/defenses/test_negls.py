@@ -79,5 +79,5 @@ def test_refuses_positive_smoothing_without_permission():
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, 1.0, float("nan")])
 def test_refuses_a_weight_out_of_range(alpha):
-    with pytest.raises(ConfigError, match="between -1 and 0|finite numbers as alpha"):
+    with pytest.raises(ConfigError, match=r"between -1 and 0|finite numbers as alpha"):
         NegLS(alpha=alpha, allow_positive=True)
