@@ -1,5 +1,8 @@
 """A world small enough to solve by hand: four classes, each a bright quadrant of an 8x8 image."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,8 @@ from mi_audit.core.prior import (
     Surrogates,
     TunablePrior,
 )
+from mi_audit.core.random import Streams
+from mi_audit.core.run import Run
 from mi_audit.core.target import TorchTarget
 
 
@@ -55,6 +60,17 @@ class ToySpace(StyleSpace):
         return latents.clamp(-3, 3)
 
 
+class WatchedSpace(ToySpace):
+    """Keeps the latents that it decodes."""
+
+    def __init__(self) -> None:
+        self.decoded: list[Tensor] = []
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.decoded.append(latents.detach().clone())
+        return super().decode(latents)
+
+
 class ToyPrior(StylePrior, CriticPrior, ConditionalPrior):
     """A latent with one number per quadrant; the critic likes images of mean brightness one quarter.
 
@@ -82,6 +98,14 @@ class ToyPrior(StylePrior, CriticPrior, ConditionalPrior):
     def decode_as(self, latents: Tensor, labels: Tensor) -> Tensor:
         del labels
         return self.z.decode(latents)
+
+
+def watched(attack: Callable[..., object], **settings: object) -> list[Tensor]:
+    """The latents that `attack(run, prior=..., **settings)` decodes, in full batches."""
+    prior, space = ToyPrior(), WatchedSpace()
+    prior.z = prior.w = space
+    attack(Run(batch_size=1000), prior=prior, **settings)
+    return space.decoded
 
 
 class TunableSpace(ToySpace):
@@ -139,3 +163,14 @@ def dataset(per_class: int = 6, size: int = 8, seed: int = 0) -> Dataset:
         ("north-west", "north-east", "south-west", "south-east"),
         f"toy-{per_class}-{size}-{seed}",
     )
+
+
+def public(size: int = 32, channels: int = 3) -> Dataset:
+    """Eight images of the four quadrants, for priors to be fitted to."""
+    data = dataset(per_class=2, size=size)
+    return replace(data, pixels=data.pixels[:, :channels].contiguous())
+
+
+def streams(rows: int = 3, seed: int = 0) -> Streams:
+    """Random streams of the first restart of classes 0, 1, 2, ..."""
+    return Streams.of(seed, torch.arange(rows), torch.zeros(rows, dtype=torch.long))

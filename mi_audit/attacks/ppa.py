@@ -13,7 +13,6 @@ from mi_audit.core.run import Run
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Labels
 from mi_audit.nn.robust_search import RobustSearch
-from mi_audit.nn.views import RandomCrop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,17 +111,4 @@ class PPA(Attack[WhiteBoxTarget, Prior]):
 
     def search(self) -> RobustSearch:
         """All three stages."""
-        return RobustSearch(
-            pool=self.pool,
-            truncation=self.truncation,
-            restarts=self.restarts,
-            steps=self.steps,
-            lr=self.lr,
-            betas=self.betas,
-            crop=self.crop,
-            gentle=RandomCrop(self.gentle, name="gentle"),
-            harsh=RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh"),
-            views=self.views,
-            keep=self.keep,
-            mirror=self.flips,
-        )
+        return RobustSearch.of(self)

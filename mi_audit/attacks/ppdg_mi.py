@@ -17,7 +17,6 @@ from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Labels
 from mi_audit.nn.pseudo_private import PseudoPrivateTuning, Typical, typical
 from mi_audit.nn.robust_search import Ranked, RobustSearch
-from mi_audit.nn.views import RandomCrop
 
 DRAWN = 600  # latents that the published projection averages
 
@@ -165,20 +164,7 @@ class PPDGMI(Attack[WhiteBoxTarget, TunablePrior]):
 
     def search(self) -> RobustSearch:
         """One round."""
-        return RobustSearch(
-            pool=self.pool,
-            truncation=self.truncation,
-            restarts=self.restarts,
-            steps=self.steps,
-            lr=self.lr,
-            betas=self.betas,
-            crop=self.crop,
-            gentle=RandomCrop(self.gentle, name="gentle"),
-            harsh=RandomCrop(self.harsh, self.stretch, flip=0.5 if self.flips else 0.0, name="harsh"),
-            views=self.views,
-            keep=max(self.keep, self.pseudo),
-            mirror=self.flips,
-        )
+        return RobustSearch.of(self, keep=max(self.keep, self.pseudo))
 
     def _later_rounds(
         self, target: WhiteBoxTarget, prior: TunablePrior, middle: Typical, found: Ranked, run: Run

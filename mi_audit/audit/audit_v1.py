@@ -185,7 +185,7 @@ def _judge_problems(report: AuditReport) -> list[str]:
 
 def _census_problems(report: AuditReport) -> list[str]:
     """A census leaves no chance in who was attacked, but in how: the attacks start from random points."""
-    seeds = max((len(set(attack.seeds)) for attack in report.attacks if attack.role == "attack"), default=0)
+    seeds = max((len(set(attack.seeds)) for attack in report.without_controls), default=0)
     if len(report.attacked) < len(report.classes) or seeds >= SEEDS_OF_CENSUS:
         return []
     return [f"a census under one seed has no error over people but one over seeds; give --seeds {SEEDS_OF_CENSUS}"]
@@ -269,7 +269,7 @@ def _copies(report: AuditReport) -> tuple[RuleResult, ...]:
     """A rule of its own for near-copies of training pictures: a failure that a person has to look at."""
     counts = [(a, m.value) for a in report.attacks if (m := a.measurement(COPIES)) and m.value is not None]
     counted = {a.name for a, _ in counts if a.role == "attack"}
-    lacking = [a.name for a in report.attacks if a.role == "attack" and a.name not in counted]
+    lacking = [a.name for a in report.without_controls if a.name not in counted]
     hits = {a.name: int(value) for a, value in counts if a.role == "attack" and value}
     outcome: Outcome = "PASS"
     reason = "no reconstruction is nearly a training picture"

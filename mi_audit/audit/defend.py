@@ -31,11 +31,11 @@ from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.stopping import stops_early
 from mi_audit.core.errors import ConfigError
-from mi_audit.core.report import AuditReport, ClassValue, Comparison, ModelFacts
+from mi_audit.core.report import AuditReport, Comparison, ModelFacts
 from mi_audit.store.files import make_folder, read_file, storage_error, write_atomic
 from mi_audit.store.results import write_result
 from mi_audit.store.targets import LoadedModel
-from mi_audit.train.accuracy import measured_accuracy
+from mi_audit.train.accuracy import released_labels, share_right
 from mi_audit.train.recipe import Recipe
 
 
@@ -124,16 +124,11 @@ def trained(
     file = scene.folder.path / _file(kind, seed)
     model = retrained(scene, Retraining(composition, start, recipe, search or {}), seed, file, kind)
     model = replace(model, ref=str(_file(kind, seed)))
-    measured = measured_accuracy(model, scene.splits.test, scene.device)
+    test = scene.splits.test
+    labels = released_labels(model, test, scene.device)
+    measured, right = share_right(labels, test), (labels == test.labels).float()
     scene.progress.note(f"{kind} model, seed {seed}: accuracy {measured.value:.3f} on {measured.count} test images")
-    return model, model_facts(model, measured, seed, accuracy_by_class(scene, model))
-
-
-def accuracy_by_class(scene: Scene, model: LoadedModel) -> tuple[ClassValue, ...]:
-    """Accuracy and number of images of every class in the test split."""
-    test, target = scene.splits.test, model.target()
-    predicted = torch.cat([target.labels(part.to(scene.device).float() / 255).cpu() for part in test.pixels.split(256)])
-    return per_class((predicted == test.labels).float(), test.labels, torch.zeros_like(test.labels))
+    return model, model_facts(model, measured, seed, per_class(right, test.labels, torch.zeros_like(test.labels)))
 
 
 def _file(kind: str, seed: int) -> Path:

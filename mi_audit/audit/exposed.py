@@ -32,7 +32,7 @@ class Identities:
 
 def exposed_by_attacks(report: AuditReport) -> Identities:
     """The union over the attacks: the worst attack of each identity counts (mean of max)."""
-    return exposed_by([attack for attack in report.attacks if attack.role == "attack"], report)
+    return exposed_by(report.without_controls, report)
 
 
 def exposed_by_controls(report: AuditReport) -> dict[str, Identities]:

@@ -16,7 +16,7 @@ from mi_audit.audit.expression import Condition, Operator, Reference, parse
 from mi_audit.audit.plan import DecisionPlan, RulePlan, WaiverPlan
 from mi_audit.audit.waivers import settle
 from mi_audit.core.errors import ConfigError, NothingToAudit
-from mi_audit.core.report import AttackOutcome, AttackResult, AuditReport, Comparison, Outcome, RuleResult, Verdict
+from mi_audit.core.report import AttackOutcome, AuditReport, Comparison, Outcome, RuleResult, Verdict
 
 LEAST_ACCEPTANCE = 0.90
 MODEL_METRICS = ("accuracy", "evaluator_accuracy")
@@ -84,7 +84,7 @@ def judge(
         NothingToAudit: No attack was run.
     """
     case = _case(result, baseline)
-    if not _attacks(case.report):
+    if not case.report.without_controls:
         raise NothingToAudit(
             "expected a result with at least one attack, got none; run `mi-audit attack` with --attacks"
         )
@@ -179,13 +179,9 @@ def _case(result: AuditReport | Comparison, baseline: AuditReport | Comparison |
     return Case(result.after, given, ()) if given else Case(result.after, result.before, result.changes)
 
 
-def _attacks(report: AuditReport) -> tuple[AttackResult, ...]:
-    return tuple(attack for attack in report.attacks if attack.role == "attack")
-
-
 def _unconvincing(report: AuditReport) -> tuple[str, ...]:
     found = []
-    for attack in _attacks(report):
+    for attack in report.without_controls:
         accepted = attack.measurement("target_acceptance")
         if accepted is None or accepted.value is None:
             found.append(f"{attack.name}: it is unknown whether the target accepts the reconstructions")
@@ -201,7 +197,7 @@ def _unfinished(report: AuditReport) -> tuple[str, ...]:
     failed = [f"{attack.name}: {len(attack.failed)} jobs failed" for attack in report.attacks if attack.failed]
     flagged = [
         f"{attack.name}: {flag}"
-        for attack in _attacks(report)
+        for attack in report.without_controls
         for flag in attack.flags
         if not flag.startswith(MEASURED_HERE)
     ]
@@ -230,7 +226,7 @@ def _judge_rule(rule: RulePlan, case: Case, problems: tuple[str, ...]) -> RuleRe
         _check_known(reference, case, rule.when)
     on_attacks = any(reference.metric not in MODEL_METRICS for reference in condition.references())
     loose = any(not reference.attack and reference.metric not in MODEL_METRICS for reference in condition.references())
-    names = [attack.name for attack in _attacks(case.report)] if loose else [""]
+    names = [attack.name for attack in case.report.without_controls] if loose else [""]
     decisions = [_decide(condition, case, name) for name in names]
     if on_attacks and problems:
         doubt = f"would pass, but {'; '.join(problems)}"

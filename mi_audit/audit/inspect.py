@@ -14,7 +14,7 @@ from mi_audit.nn import skips
 from mi_audit.store.architectures import build, complete_name, defaults, seeded
 from mi_audit.store.checkpoints import Checkpoint, open_checkpoint, recognise
 from mi_audit.store.files import hash_file
-from mi_audit.store.manifest import Declared, beside, canonical, within
+from mi_audit.store.manifest import Declared, beside, within
 from mi_audit.store.pickles import dangerous, globals_in, is_torchscript
 from mi_audit.store.references import PUBLISHED, locate
 from mi_audit.store.resolution import read_labels, resolve
@@ -94,11 +94,6 @@ def inspect_skips(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         asdict(skip) | {name: factors.get(skip.name, 1.0) for name, factors in planned.items()}
         for skip in skips.find(net, example)
     ]
-
-
-def config_text(found: Mapping[str, Any]) -> str:
-    """The sidecar json to save beside the weights."""
-    return canonical(found["config"] or {})
 
 
 def _planned(name: str, net: nn.Module, example: Tensor) -> Mapping[str, float]:

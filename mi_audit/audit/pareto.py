@@ -117,7 +117,7 @@ def advise(tried: Sequence[Tried], tolerance: float) -> Advice:
 
 
 def _side(report: AuditReport, accuracy: Quantity, exposure: Quantity | None) -> Side:
-    found = [(m.value, a.name, m) for a in report.attacks if a.role == "attack" and (m := a.measurement(ATTACK))]
+    found = [(m.value, a.name, m) for a in report.without_controls if (m := a.measurement(ATTACK))]
     known = [(value, name, one) for value, name, one in found if value is not None]
     nothing = Quantity(value=None, unit="share", count=0, counted="images", reason="no attack was measured")
     _, name, best = max(known, key=lambda row: row[0], default=(0.0, "", None))

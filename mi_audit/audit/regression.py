@@ -38,7 +38,7 @@ def exposure_changes(before: AuditReport, after: AuditReport) -> tuple[Change, .
 
     Empty when exposure was not measured in both, or by two verifiers.
     """
-    sides = [{a.name: a for a in report.attacks if a.role == "attack" and is_measured(a)} for report in (before, after)]
+    sides = [{a.name: a for a in report.without_controls if is_measured(a)} for report in (before, after)]
     shared = [name for name in sides[0] if name in sides[1]]
     if not shared or objection(before, after):
         return ()
@@ -56,7 +56,7 @@ def judge_regression(case: Case, decision: DecisionPlan) -> tuple[RuleResult, ..
     """
     if case.baseline is None:
         return ()
-    sides = [{a.name: a for a in report.attacks if a.role == "attack"} for report in (case.baseline, case.report)]
+    sides = [{a.name: a for a in report.without_controls} for report in (case.baseline, case.report)]
     shared = [name for name in sides[0] if name in sides[1]]
     why = objection(case.baseline, case.report) or _suites_differ(sides[0], sides[1], shared)
     if why:

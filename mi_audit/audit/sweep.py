@@ -21,8 +21,8 @@ from mi_audit.core.sweep import Sweep, SweepFailure, SweepPoint, TwinPoint
 from mi_audit.nn.freezing import parse
 from mi_audit.store.drafts import draft_of
 from mi_audit.store.files import make_folder, storage_error
+from mi_audit.store.results import SWEEP_FILE, write_result
 from mi_audit.store.runs import RunFolder
-from mi_audit.store.sweeps import SWEEP_FILE, write_sweep
 
 Defend = Callable[[Plan, ProgressSink], Comparison]
 MASKING = ("gradient-masking", "deception")  # classes of defenses that can stop an attack without removing anything
@@ -81,7 +81,7 @@ def run_sweep(plan: Plan, progress: ProgressSink | None = None, defend: Defend =
         if not done and ran[0].error is not None:
             raise ran[0].error
         sweep = summarised(plan, grid, ran)
-        write_sweep(folder.path / SWEEP_FILE, sweep)
+        write_result(folder.path / SWEEP_FILE, sweep)
         if plan.defend.save is not None:
             _save(sweep, ran, folder.path, plan.defend.save, progress)
         return sweep

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,7 +15,7 @@ from mi_audit.core.report import AuditReport, Comparison
 from mi_audit.store.times import read_times
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from mi_audit.store.results import Saved
 
 Format = Literal["html", "markdown", "json", "text", "junit", "sarif", "github", "model-card"]
 Result = AuditReport | Comparison
@@ -68,8 +69,25 @@ def claim(folder: Path) -> Path:
 def render(result: Result, kind: Format, folder: Path | None, *, images: bool = True, names: bool = True) -> str:
     """The text of a report; pictures and, without `names`, only pseudonyms of the classes matter to HTML alone."""
     if kind == "html":
-        return _html(result, folder, images=images, names=names)
-    return _text(result, folder) if kind == "text" else _PLAIN[kind](result)
+        return told("html", "html", result, folder, read_timing(folder), images, names)
+    if kind == "text":
+        return printed("terminal", result, read_timing(folder))
+    return as_json(result) if kind == "json" else told(name := kind.replace("-", "_"), name, result)
+
+
+def as_json(result: "Saved") -> str:
+    """The canonical JSON of whatever a run folder holds. Raises StorageError."""
+    from mi_audit.store.results import to_json
+
+    return to_json(result)
+
+
+def place(path: Path, text: str) -> None:
+    """Write `text` where the user wants it; `-` is standard output. Raises StorageError."""
+    if path == STDOUT:
+        emit(text)
+    else:
+        write(path, text)
 
 
 def write(path: Path, text: str, *, private: bool = False) -> None:
@@ -80,13 +98,9 @@ def write(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def write_all(result: Result, reports: Reported, folder: Path | None, *, images: bool = True) -> None:
-    """Write what `--report` asked for; `-` is standard output. Raises StorageError."""
+    """Write what `--report` asked for. Raises StorageError."""
     for kind, path in reports:
-        text = render(result, kind, folder, images=images)
-        if path == STDOUT:
-            emit(text)
-        else:
-            write(path, text)
+        place(path, render(result, kind, folder, images=images))
 
 
 def summarise(result: Result) -> None:
@@ -119,14 +133,15 @@ def deliver(
 
 def show(session: Session, result: Result, folder: Path | None = None) -> None:
     """The result on standard output: one JSON document, or a summary for people."""
+    show_as(session, "terminal", result, read_timing(folder))
+
+
+def show_as(session: Session, module: str, result: "Saved", *more: object) -> None:
+    """One JSON document, or what `mi_audit.report.<module>` shows of `result`, on standard output."""
     if session.json:
-        from mi_audit.store.results import to_json
-
-        emit(to_json(result))
+        emit(as_json(result))
     else:
-        from mi_audit.report.terminal import show as show_terminal
-
-        show_terminal(result, stdout(), read_timing(folder))
+        import_module(f"mi_audit.report.{module}").show(result, stdout(), *more)
 
 
 def verdict_code(result: Result, exit_zero: bool) -> int:
@@ -136,71 +151,20 @@ def verdict_code(result: Result, exit_zero: bool) -> int:
     return exit_code(result.verdict, len(failed_jobs(result)), exit_zero)
 
 
-def _html(result: Result, folder: Path | None, *, images: bool, names: bool) -> str:
-    from mi_audit.report.html import html
+def told(module: str, function: str, *about: object) -> str:
+    """What `function` of `mi_audit.report.<module>` makes of `about`; imported now, as its libraries take a while."""
+    text: str = getattr(import_module(f"mi_audit.report.{module}"), function)(*about)
+    return text
 
-    return html(result, folder, read_timing(folder), images, names)
 
-
-def printed(show: Callable[["Console"], None]) -> str:
-    """What `show` prints on 100 columns, without colours."""
+def printed(module: str, result: "Saved", *more: object) -> str:
+    """What `mi_audit.report.<module>` shows of `result` on 100 columns, without colours."""
     from rich.console import Console
 
     page = io.StringIO()
-    show(Console(file=page, width=100, no_color=True, highlight=False))
+    console = Console(file=page, width=100, no_color=True, highlight=False)
+    import_module(f"mi_audit.report.{module}").show(result, console, *more)
     return page.getvalue()
-
-
-def _text(result: Result, folder: Path | None) -> str:
-    from mi_audit.report.terminal import show as show_terminal
-
-    return printed(lambda console: show_terminal(result, console, read_timing(folder)))
-
-
-def _markdown(result: Result) -> str:
-    from mi_audit.report.markdown import markdown
-
-    return markdown(result)
-
-
-def _json(result: Result) -> str:
-    from mi_audit.store.results import to_json
-
-    return to_json(result)
-
-
-def _junit(result: Result) -> str:
-    from mi_audit.report.junit import junit
-
-    return junit(result)
-
-
-def _sarif(result: Result) -> str:
-    from mi_audit.report.sarif import sarif
-
-    return sarif(result)
-
-
-def _github(result: Result) -> str:
-    from mi_audit.report.github import github
-
-    return github(result)
-
-
-def _model_card(result: Result) -> str:
-    from mi_audit.report.model_card import model_card
-
-    return model_card(result)
-
-
-_PLAIN: Mapping[Format, Callable[[Result], str]] = {
-    "markdown": _markdown,
-    "json": _json,
-    "junit": _junit,
-    "sarif": _sarif,
-    "github": _github,
-    "model-card": _model_card,
-}
 
 
 def read_timing(folder: Path | None) -> dict[str, Any] | None:

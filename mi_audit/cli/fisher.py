@@ -1,24 +1,22 @@
 """`fisher`: where in a network the private data matter, and where inversion does."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mi_audit.audit.plan import AttackPlan, FisherPlan
 from mi_audit.audit.settings import plan_from_json, plan_of
 from mi_audit.cli.attack import known_attacks
+from mi_audit.cli.charted import deliver_charted
 from mi_audit.cli.console import watching
-from mi_audit.cli.finish import claim, printed, write
+from mi_audit.cli.finish import claim
 from mi_audit.cli.options import AllowPickle, Fresh, Given, Json, takes_settings
-from mi_audit.cli.session import Session, current, emit, say, stdout
+from mi_audit.cli.session import Session, current
 from mi_audit.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mi_audit.core.fisher import FisherReport
 
 KEYS = (
     "ref", "arch", "num_classes", "size", "channels", "mean", "std", "labels", "class_order",
@@ -133,58 +131,4 @@ def _run(session: Session, wanted: FisherPlan) -> None:
     session.run = claim(fisher_folder(wanted))
     with watching(session) as progress:
         found = run_fisher(wanted, progress)
-    _deliver(session, found, session.run)
-
-
-def _deliver(session: Session, found: "FisherReport", folder: Path) -> None:
-    """Draw, write and print the profile."""
-    from mi_audit.report.fisher import html, picture
-    from mi_audit.store.files import write_atomic
-    from mi_audit.store.results import FISHER_FILE
-
-    write_atomic(folder / "fisher.svg", picture(found, "svg"))
-    write_atomic(folder / "fisher.png", picture(found, "png"))
-    write(folder / "report.html", html(found), private=True)
-    show_profile(session, found)
-    if session.verbosity >= 0:
-        say(str(folder / "report.html"), "report")
-        say(str(folder / FISHER_FILE), "result")
-
-
-def show_profile(session: Session, found: "FisherReport") -> None:
-    """The profile on standard output: one JSON document, or a table for people."""
-    from mi_audit.report.fisher import show
-
-    if session.json:
-        emit(_json(found))
-    else:
-        show(found, stdout())
-
-
-def _html(found: "FisherReport") -> str:
-    from mi_audit.report.fisher import html
-
-    return html(found)
-
-
-def _markdown(found: "FisherReport") -> str:
-    from mi_audit.report.fisher import markdown
-
-    return markdown(found)
-
-
-def _text(found: "FisherReport") -> str:
-    from mi_audit.report.fisher import show
-
-    return printed(lambda console: show(found, console))
-
-
-def _json(found: "FisherReport") -> str:
-    from mi_audit.store.results import to_json
-
-    return to_json(found)
-
-
-PROFILE_FORMATS: Mapping[str, Callable[["FisherReport"], str]] = {
-    "html": _html, "markdown": _markdown, "text": _text, "json": _json,
-}  # fmt: skip
+    deliver_charted(session, found, session.run)

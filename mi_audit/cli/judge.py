@@ -1,8 +1,6 @@
 """`gate`, `report`, `compare`: what is done with saved results. None of them loads torch."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +8,12 @@ import typer
 
 from mi_audit.audit.settings import rules_of
 from mi_audit.audit.settings_gate import decision_of, waivers_of
+from mi_audit.cli.charted import report_charted
 from mi_audit.cli.finish import known_format, parse_reports, render, show, summarise, verdict_code, write, write_all
-from mi_audit.cli.fisher import PROFILE_FORMATS, show_profile
 from mi_audit.cli.options import ExitZero, Given, Json, Reports, takes_settings
-from mi_audit.cli.session import Session, current, emit, say
-from mi_audit.cli.sweep import SWEEP_FORMATS, show_sweep
+from mi_audit.cli.session import current, emit, say
 from mi_audit.core.errors import ConfigError, NothingToAudit
-from mi_audit.core.fisher import FisherReport
 from mi_audit.core.report import AuditReport, Comparison
-from mi_audit.core.sweep import Sweep
 
 FORMATS = "One of html, markdown, json, text, junit, sarif, github, model-card."
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, its JSON file, or runs/latest.")]
@@ -98,7 +93,7 @@ def report(
 
     result, folder = read_saved(_result_file(run)), _folder(run)
     if not isinstance(result, AuditReport | Comparison):
-        _report_other(session, result, wanted, output)
+        report_charted(session, result, wanted, output)
         return
     if output is not None:
         write(output, render(result, wanted, folder, images=images, names=names))
@@ -134,42 +129,14 @@ def compare(
     show(current(), result)
 
 
-def _report_other(session: Session, found: Sweep | FisherReport, wanted: str, output: Path | None) -> None:
-    """`report` on a sweep or a Fisher profile.
-
-    Raises:
-        ConfigError: The format says nothing about either.
-    """
-    formats: dict[str, Callable[[], str]]
-    if isinstance(found, Sweep):
-        name, formats = "a sweep", {kind: partial(text, found) for kind, text in SWEEP_FORMATS.items()}
-    else:
-        name, formats = "a Fisher profile", {kind: partial(text, found) for kind, text in PROFILE_FORMATS.items()}
-    if wanted not in formats:
-        raise ConfigError(
-            f"expected one of the formats {', '.join(formats)} for {name}, got {wanted}; choose one of them"
-        )
-    if output is not None:
-        write(output, formats[wanted]())
-        if session.verbosity >= 0:
-            say(str(output), "report")
-    elif wanted != "text":
-        emit(formats[wanted]())
-    elif isinstance(found, Sweep):
-        show_sweep(session, found)
-    else:
-        show_profile(session, found)
-
-
 def _to_judge(run: str) -> tuple[AuditReport | Comparison, Path]:
     """A saved run and its folder; of a sweep the run of its recommended value.
 
     Raises:
         NothingToAudit: The sweep recommends none.
     """
-    from mi_audit.store.results import read_result
+    from mi_audit.store.results import read_result, read_sweep
     from mi_audit.store.saved import kind_of
-    from mi_audit.store.sweeps import read_sweep
 
     file = _result_file(run)
     if kind_of(file) != "sweep":

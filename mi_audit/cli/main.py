@@ -1,5 +1,6 @@
 """The program `mi-audit`: parse, call one engine function, print, exit. Commands import the engine when they run."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,9 @@ from mi_audit.cli.look import doctor, info, inspect, list_methods
 from mi_audit.cli.planning import plan
 from mi_audit.cli.session import Boundary, Session, begin, current, emit
 from mi_audit.cli.settle import cache, config
+
+# Before the first large tensor: maps in huge pages, which spares a processor most page faults. Read by torch on Linux.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 ANYWHERE = {"-q", "--quiet", "-v", "--verbose", "--no-progress"}
 ANYWHERE_WITH_VALUE = {"--log-file"}

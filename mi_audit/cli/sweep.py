@@ -1,15 +1,13 @@
 """The option --sweep of `defend`: run it, show the table, write the plot and the page."""
 
-from collections.abc import Callable, Mapping
-
 import typer
 from rich.table import Table
 
 from mi_audit.audit.plan import Plan
+from mi_audit.cli.charted import check, deliver_charted
 from mi_audit.cli.console import duration, watching
-from mi_audit.cli.finish import STDOUT, Reported, claim, printed, write
-from mi_audit.cli.session import Session, emit, emit_json, say, stdout
-from mi_audit.core.errors import ConfigError
+from mi_audit.cli.finish import Reported, claim
+from mi_audit.cli.session import Session, emit_json, stdout
 from mi_audit.core.sweep import Sweep
 
 
@@ -19,29 +17,14 @@ def sweep(session: Session, plan: Plan, reports: Reported, *, exit_zero: bool) -
     Raises:
         ConfigError: The grid is wrong, or a report is asked for that says nothing about a sweep.
     """
-    _check(reports)
+    for kind, _ in reports:
+        check(kind, "sweep")
     from mi_audit.audit.sweep import run_sweep, sweep_folder
-    from mi_audit.report.sweep import html, picture
-    from mi_audit.store.files import write_atomic
-    from mi_audit.store.sweeps import SWEEP_FILE
 
     session.run = claim(sweep_folder(plan))
     with watching(session) as progress:
         result = run_sweep(plan, progress)
-    folder = session.run
-    write(folder / "report.html", html(result), private=True)
-    write_atomic(folder / "sweep.png", picture(result, "png"))
-    write_atomic(folder / "sweep.svg", picture(result, "svg"))
-    for kind, path in reports:
-        text = SWEEP_FORMATS[kind](result)
-        if path == STDOUT:
-            emit(text)
-        else:
-            write(path, text)
-    show_sweep(session, result)
-    if session.verbosity >= 0:
-        for label, name in (("report", "report.html"), ("plot", "sweep.png"), ("result", SWEEP_FILE)):
-            say(str(folder / name), label)
+    deliver_charted(session, result, session.run, reports)
     raise typer.Exit(exit_code(result, exit_zero))
 
 
@@ -56,16 +39,6 @@ def exit_code(result: Sweep, exit_zero: bool = False) -> int:
         return 0
     verdict = verdicts.get(result.advice.value or "")
     return EXIT[verdict or "INCONCLUSIVE"]
-
-
-def show_sweep(session: Session, result: Sweep) -> None:
-    """The sweep on standard output: one JSON document, or a table for people."""
-    from mi_audit.report.sweep import show
-
-    if session.json:
-        emit(_json(result))
-    else:
-        show(result, stdout())
 
 
 def show_sweep_estimate(session: Session, plan: Plan) -> None:
@@ -99,39 +72,3 @@ def _shared(changes_the_twin: bool) -> str:
     if changes_the_twin:
         return "the undefended twin is another one for every value"
     return "the undefended twin is trained and attacked once only"
-
-
-def _check(reports: Reported) -> None:
-    for kind, _ in reports:
-        if kind not in SWEEP_FORMATS:
-            known = ", ".join(SWEEP_FORMATS)
-            raise ConfigError(f"expected one of the formats {known} for a sweep, got {kind}; choose one of them")
-
-
-def _html(result: Sweep) -> str:
-    from mi_audit.report.sweep import html
-
-    return html(result)
-
-
-def _text(result: Sweep) -> str:
-    from mi_audit.report.sweep import show
-
-    return printed(lambda console: show(result, console))
-
-
-def _markdown(result: Sweep) -> str:
-    from mi_audit.report.sweep import markdown
-
-    return markdown(result)
-
-
-def _json(result: Sweep) -> str:
-    from mi_audit.store.sweeps import sweep_to_json
-
-    return sweep_to_json(result)
-
-
-SWEEP_FORMATS: Mapping[str, Callable[[Sweep], str]] = {
-    "html": _html, "markdown": _markdown, "text": _text, "json": _json,
-}  # fmt: skip

@@ -244,6 +244,11 @@ class AuditReport:
     verifier: VerifierFacts | None = None
     planned: tuple[int, ...] = ()
 
+    @property
+    def without_controls(self) -> tuple[AttackResult, ...]:
+        """The attacks alone."""
+        return tuple(attack for attack in self.attacks if attack.role == "attack")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:

@@ -208,19 +208,15 @@ class LabelOnlyView(LabelOnlyTarget):
         return self._target.labels(images)
 
 
-class ScoreView(ScoreTarget):
+class ScoreView(LabelOnlyView, ScoreTarget):
     """A target stripped to its scores."""
 
     def __init__(self, target: ScoreTarget) -> None:
-        self.num_classes = target.num_classes
-        self.ledger = target.ledger
-        self._target = target
-
-    def labels(self, images: Images) -> Labels:
-        return self._target.labels(images)
+        super().__init__(target)
+        self._scored = target
 
     def scores(self, images: Images) -> Scores:
-        return self._target.scores(images)
+        return self._scored.scores(images)
 
 
 def restricted(target: WhiteBoxTarget, access: Access) -> LabelOnlyTarget:

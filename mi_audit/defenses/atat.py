@@ -1,6 +1,5 @@
 """AT-AT: make every image one invisible step from every class; attacks find noise, and anyone can fool the model."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +13,7 @@ from mi_audit.core.paper import Paper
 from mi_audit.core.types import Labels
 from mi_audit.nn.objectives import cross_entropy
 from mi_audit.nn.precision import single
-from mi_audit.nn.shortcuts import mislead
+from mi_audit.nn.shortcuts import hardly_pushed, mislead, push_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +99,14 @@ class ATAT(Defense):
                 step.model, images, labels, start, reach=self.reach, step=self.step, steps=self.steps
             )  # fmt: skip
             missed = cross_entropy(step.model(pushed), labels).mean()
-        guessing = missed.new_full((), math.log(step.logits.shape[1]))
-        return Term(self.weight * missed, {"push_loss": missed.detach(), "guessing_loss": guessing})
+        return Term(self.weight * missed, push_notes(missed, "push_loss", step.logits.shape[1]))
 
     def shortfall(self, notes: Mapping[str, float]) -> str:
         """The loss of pushed images did not come half the way down from that of guessing."""
-        missed, guessing = notes.get("push_loss", 0.0), notes.get("guessing_loss", 0.0)
-        if missed <= guessing / 2:
-            return ""
-        return (
-            f"pushed images are hardly taken for the class they are pushed to (push_loss {missed:.2f}, guessing has "
-            f"{guessing:.2f}), so the model hardly learned to fall; raise the epochs or atat.weight, which is "
-            f"{self.weight:g}"
+        losses = hardly_pushed(notes, "push_loss")
+        return losses and (
+            f"pushed images are hardly taken for the class they are pushed to {losses}, so the model hardly learned to "
+            f"fall; raise the epochs or atat.weight, which is {self.weight:g}"
         )
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mi_audit.core.paper import Paper
-from mi_audit.nn.output_defense import OutputDefense
+from mi_audit.nn.output_defense import COARSER_ANSWERS, OutputDefense
 from mi_audit.nn.output_rules import LabelOnly
 
 
@@ -16,12 +15,7 @@ class LabelOnlyOutput(OutputDefense):
     It protects API access only: whoever holds the weights reads the logits themselves.
     """
 
-    paper: ClassVar = Paper(
-        title="Membership Inference Attacks Against Machine Learning Models",
-        authors="Shokri et al.",
-        venue="S&P 2017",
-        url="https://arxiv.org/abs/1610.05820",
-    )
+    paper: ClassVar = COARSER_ANSWERS
     adaptive: ClassVar = (
         "attack by labels alone, with gradients estimated from many labels around a point, and average over views"
     )

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mi_audit.core.paper import Paper
-from mi_audit.nn.output_defense import OutputDefense
+from mi_audit.nn.output_defense import COARSER_ANSWERS, OutputDefense
 from mi_audit.nn.output_rules import Temperature
 
 
@@ -23,12 +22,7 @@ class TemperatureOutput(OutputDefense):
         ConfigError: A setting is out of range.
     """
 
-    paper: ClassVar = Paper(
-        title="Membership Inference Attacks Against Machine Learning Models",
-        authors="Shokri et al.",
-        venue="S&P 2017",
-        url="https://arxiv.org/abs/1610.05820",
-    )
+    paper: ClassVar = COARSER_ANSWERS
     adaptive: ClassVar = "take the logarithm of the answer, which is the logits up to a factor and a constant"
 
     temperature: float = 5.0

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mi_audit.core.paper import Paper
-from mi_audit.nn.output_defense import OutputDefense
+from mi_audit.nn.output_defense import COARSER_ANSWERS, OutputDefense
 from mi_audit.nn.output_rules import TopK
 
 
@@ -23,12 +22,7 @@ class TopKOutput(OutputDefense):
         ConfigError: A setting is out of range.
     """
 
-    paper: ClassVar = Paper(
-        title="Membership Inference Attacks Against Machine Learning Models",
-        authors="Shokri et al.",
-        venue="S&P 2017",
-        url="https://arxiv.org/abs/1610.05820",
-    )
+    paper: ClassVar = COARSER_ANSWERS
     adaptive: ClassVar = (
         "start from images that the target already puts into the attacked class; go on by labels alone where "
         "nothing is shown"

@@ -1,6 +1,5 @@
 """Trap-MID: plant a backdoor for every class, a faint trigger that inversion attacks find instead of the person."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +14,7 @@ from mi_audit.core.paper import Paper
 from mi_audit.core.types import Images, Labels, Scalar
 from mi_audit.nn.modes import evaluating
 from mi_audit.nn.objectives import cross_entropy
-from mi_audit.nn.shortcuts import slope
+from mi_audit.nn.shortcuts import hardly_pushed, push_notes, slope
 from mi_audit.nn.trapdoors import Trapdoors
 from mi_audit.train.augment import DRAWS, Augmentation, augment
 
@@ -123,19 +122,15 @@ class TrapMID(Defense):
             doors.move(classes, slope(pull, doors.triggers[classes]), self.trigger_step)
 
         missed = self._miss(step.model, self._trap(images, doors.triggers[labels]), labels, views[1])
-        guessing = missed.new_full((), math.log(len(doors.triggers)))
-        notes = {"trap_loss": missed.detach(), "guessing_loss": guessing, "discriminator_loss": told}
+        notes = {**push_notes(missed, "trap_loss", len(doors.triggers)), "discriminator_loss": told}
         return Term(self.weight * (missed - step.base), notes)
 
     def shortfall(self, notes: Mapping[str, float]) -> str:
         """The loss of trapped images did not come half the way down from that of guessing."""
-        missed, guessing = notes.get("trap_loss", 0.0), notes.get("guessing_loss", 0.0)
-        if missed <= guessing / 2:
-            return ""
-        return (
-            f"trapped images are hardly taken for the class of their trigger (trap_loss {missed:.2f}, guessing has "
-            f"{guessing:.2f}), so there are hardly any trapdoors; raise the epochs or trap-mid.opacity, which is "
-            f"{self.opacity:g}, or freeze less"
+        losses = hardly_pushed(notes, "trap_loss")
+        return losses and (
+            f"trapped images are hardly taken for the class of their trigger {losses}, so there are hardly any "
+            f"trapdoors; raise the epochs or trap-mid.opacity, which is {self.opacity:g}, or freeze less"
         )
 
     def _trap(self, images: Images, triggers: Images) -> Images:

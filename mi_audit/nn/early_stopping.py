@@ -1,7 +1,8 @@
 """Which rows of a gradient search have converged, so that they leave the batch and the others go on without them.
 
 Stopping and compaction change what a search costs, and a little of what it finds: the decision rests on the loss of the
-target, and an independent evaluator may have gained from the steps that were left out.
+target, and an independent evaluator may have gained from the steps that were left out. In mixed precision these include
+the exact ones at the end.
 """
 
 import math

@@ -121,11 +121,6 @@ def pass_power(attacked: int, tau: float, rate: float, total: int | None = None,
     return at_most(most_passing(attacked, tau, total, alpha), attacked, rate, total)
 
 
-def fail_power(attacked: int, tau: float, rate: float, total: int | None = None, alpha: float = 0.05) -> float:
-    """The probability to fail with `attacked` identities when the true share is `rate`."""
-    return 1 - at_most(fewest_failing(attacked, tau, total, alpha) - 1, attacked, rate, total)
-
-
 def sample_size(
     tau: float, rate: float, power: float, total: int | None = None, alpha: float = 0.05
 ) -> tuple[int, int] | None:
@@ -159,17 +154,6 @@ def mcnemar(only_before: int, only_after: int) -> float:
 def mcnemar_more(only_before: int, only_after: int) -> float:
     """The one-sided exact p-value that `only_after` is not the larger part of the discordant pairs."""
     return 1.0 if only_after == 0 else float(special.bdtr(only_before, only_before + only_after, 0.5))
-
-
-def paired_sample_size(change: float, discordant: float, power: float, alpha: float = 0.05) -> int:
-    """Identities to find a `change` of the share, when `discordant` of the pairs differ, by a one-sided test.
-
-    A normal approximation (Connor, "Sample size for testing differences in proportions for the paired-sample design",
-    Biometrics 1987): for planning only.
-    """
-    wanted = special.ndtri(1 - alpha) * math.sqrt(discordant)
-    wanted += special.ndtri(power) * math.sqrt(discordant - change**2)
-    return math.ceil((float(wanted) / change) ** 2)
 
 
 def _certifying(tau: float, total: int | None, alpha: float) -> Iterator[tuple[int, int]]:

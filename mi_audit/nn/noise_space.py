@@ -3,8 +3,9 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mi_audit.core.prior import LatentSpace
+from mi_audit.core.prior import CriticPrior, LatentSpace, TunablePrior
 from mi_audit.core.types import Images, Latents
+from mi_audit.nn.gan import Networks
 
 
 class NoiseSpace(LatentSpace):
@@ -22,3 +23,15 @@ class NoiseSpace(LatentSpace):
 
     def project(self, latents: Latents) -> Latents:
         return latents
+
+
+class NoisePrior(CriticPrior, TunablePrior):
+    """A generator and its critic, frozen; a subclass says what the critic's answer tells about `realism`."""
+
+    def __init__(self, networks: Networks) -> None:
+        self.z = NoiseSpace(networks.generator, networks.latent)
+        self.generator, self.critic = networks.generator, networks.critic
+
+    @property
+    def decoder_weights(self) -> tuple[Tensor, ...]:
+        return tuple(self.generator.parameters())

@@ -7,7 +7,15 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mi_audit.core.defense import API_ONLY, Defense, Edit, Slot
+from mi_audit.core.paper import Paper
 from mi_audit.nn.output_rules import Rule
+
+COARSER_ANSWERS = Paper(  # proposes fewer classes, labels alone and a temperature against membership inference
+    title="Membership Inference Attacks Against Machine Learning Models",
+    authors="Shokri et al.",
+    venue="S&P 2017",
+    url="https://arxiv.org/abs/1610.05820",
+)
 
 
 class OutputDefense(Defense):

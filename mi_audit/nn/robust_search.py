@@ -1,12 +1,13 @@
 """PPA's search, from a shared pool to a ranking that survives random crops: what PPA and methods built on it share."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mi_audit.core.attack import Attack
 from mi_audit.core.prior import Prior, StylePrior
 from mi_audit.core.random import Streams
 from mi_audit.core.reconstruction import Curve, Reconstructions
@@ -44,11 +45,14 @@ class RobustSearch:
         lr: Adam step size, in latent units; None is 0.005 in a style space and 0.03 in any other.
         betas: Adam decays.
         crop: Side of the middle of the image that the target is shown, as a share.
-        gentle: Crops to optimise under.
-        harsh: Crops to rank by.
+        gentle: Range of the area shares of the crops to optimise under.
         views: Crops averaged in the ranking.
+        harsh, stretch: Ranges of the area shares and of the width-to-height ratios of those crops.
         keep: Latents per class that the caller goes on with; ranking in rounds drops none of the best that many.
-        mirror: Score random latents by their mirror images, too.
+        flips: Mirror half of those crops, and score random latents by their mirror images, too.
+
+    Raises:
+        ConfigError: A range is empty or out of bounds.
     """
 
     pool: int
@@ -58,11 +62,21 @@ class RobustSearch:
     lr: float | None
     betas: tuple[float, float]
     crop: float
-    gentle: RandomCrop
-    harsh: RandomCrop
+    gentle: tuple[float, float]
     views: int
+    harsh: tuple[float, float]
+    stretch: tuple[float, float]
     keep: int
-    mirror: bool
+    flips: bool
+
+    def __post_init__(self) -> None:
+        self._crops()
+
+    @classmethod
+    def of(cls, attack: Attack[Any, Any], **changed: object) -> "RobustSearch":
+        """The search of an attack whose settings have the names of these, but for those `changed`."""
+        settings: dict[str, Any] = {setting.name: getattr(attack, setting.name) for setting in fields(cls)}
+        return cls(**{**settings, **changed})
 
     def search(self, target: WhiteBoxTarget, prior: Prior, classes: Labels, run: Run) -> Ranked:
         """All `restarts` latents of every class.
@@ -74,7 +88,7 @@ class RobustSearch:
         """
         labels = classes.repeat_interleave(self.restarts)
         streams = run.streams(labels, torch.arange(self.restarts, device=classes.device).repeat(len(classes)))
-        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.mirror)
+        pool = Pool(size=self.pool, truncation=self.truncation, crop=self.crop, mirror=self.flips)
         start = pool.draw(target, prior, classes, self.restarts, run).best
         latents, curve = self.descend(target, prior, start, labels, streams, run)
         rows, robustness = self._ranked(target, prior, latents, labels, streams, run)
@@ -97,7 +111,7 @@ class RobustSearch:
             steps=self.steps,
             decode=decode,
             identity=identity,
-            views=(self.gentle,),
+            views=(self._crops()[0],),
             optimiser=Adam(self.lr or (STYLE_LR if isinstance(prior, StylePrior) else PLAIN_LR), self.betas),
         )
         return descent.search(start, labels, streams, run)
@@ -121,7 +135,7 @@ class RobustSearch:
         full batches.
         """
         plan = rounds(self.restarts, self.keep, self.views, halving=run.halving)
-        classes = len(labels) // self.restarts
+        classes, (_, harsh) = len(labels) // self.restarts, self._crops()
         total = classes * sum(part.candidates * len(part.views) for part in plan)
 
         def judged(rows: Labels, views: range, done: int) -> Float[Tensor, "rows views"]:
@@ -129,7 +143,7 @@ class RobustSearch:
                 images = self._decode(prior, latents)
 
                 def score(image: Labels, view: Labels) -> PerSample:
-                    scores = target.scores(self.harsh(images[image], streams[image], view))
+                    scores = target.scores(harsh(images[image], streams[image], view))
                     return scores.gather(1, labels[image, None]).squeeze(1)
 
                 index = torch.arange(len(part), device=latents.device).repeat_interleave(len(views))
@@ -142,6 +156,11 @@ class RobustSearch:
             return run.map(judge, range(len(rows)), latents[rows], labels[rows], streams[rows])
 
         return ranking(judged, plan, classes, labels.device)
+
+    def _crops(self) -> tuple[RandomCrop, RandomCrop]:
+        """Those to optimise under, and those to rank by."""
+        flip = 0.5 if self.flips else 0.0
+        return RandomCrop(self.gentle, name="gentle"), RandomCrop(self.harsh, self.stretch, flip=flip, name="harsh")
 
     def _decode(self, prior: Prior, latents: Latents) -> Images:
         """What every stage judges, and what is returned."""

@@ -1,6 +1,7 @@
 """Faint changes of images that make a network see another class: what trapdoors and anti-adversarial training share."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,19 @@ from torch import Tensor, nn
 from mi_audit.core.types import Images, Labels, Scalar
 from mi_audit.nn.modes import evaluating
 from mi_audit.nn.objectives import cross_entropy
+
+GUESSING = "guessing_loss"
+
+
+def push_notes(missed: Scalar, name: str, classes: int) -> dict[str, Scalar]:
+    """The cross-entropy with the classes that images are pushed to, under `name`, beside that of guessing."""
+    return {name: missed.detach(), GUESSING: missed.new_full((), math.log(classes))}
+
+
+def hardly_pushed(notes: Mapping[str, float], name: str) -> str:
+    """Both losses of `push_notes` in words when the first is not half the way down from guessing; else empty."""
+    missed, guessing = notes.get(name, 0.0), notes.get(GUESSING, 0.0)
+    return "" if missed <= guessing / 2 else f"({name} {missed:.2f}, guessing has {guessing:.2f})"
 
 
 def slope(loss: Callable[[Tensor], Scalar], point: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -12,12 +12,12 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
-from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress, TunablePrior
+from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, PerSample
 from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
-from mi_audit.nn.gan import Networks, count_weights, hastened, light, packed, published, unpack
-from mi_audit.nn.noise_space import NoiseSpace
+from mi_audit.nn.gan import Networks, count_weights, hastened, light, packed, published, quick_steps, unpack
+from mi_audit.nn.noise_space import NoisePrior
 from mi_audit.nn.precision import Precision
 from mi_audit.train import gan
 from mi_audit.train.seeding import seeded
@@ -91,7 +91,7 @@ class GMIGan(PriorRecipe):
         with torch.device("meta"):
             networks = self._networks(size, channels)
         objective = NonSaturatingR1.name if self.profile == "quick" else WassersteinGP.name
-        steps = self.steps or (_quick_steps(size) if self.profile == "quick" else f"{EPOCHS} epochs")
+        steps = self.steps or (quick_steps(size) if self.profile == "quick" else f"{EPOCHS} epochs")
         return {
             "profile": self.profile,
             "recipe": "light, not published" if self.profile == "quick" else "published, with an averaged generator",
@@ -110,7 +110,7 @@ class GMIGan(PriorRecipe):
     def planned_steps(self, images: int, size: int, channels: int) -> int:
         del channels
         if self.profile == "quick":
-            return self.steps or _quick_steps(size)
+            return self.steps or quick_steps(size)
         return self.steps or EPOCHS * max(1, images // self.batch_size)
 
     def shortened(self, steps: int) -> "GMIGan":
@@ -146,20 +146,8 @@ class GMIGan(PriorRecipe):
         )
 
 
-class _GMIPrior(CriticPrior, TunablePrior):
+class _GMIPrior(NoisePrior):
     """The averaged generator and the critic, frozen."""
 
-    def __init__(self, networks: Networks) -> None:
-        self.z = NoiseSpace(networks.generator, networks.latent)
-        self._generator, self._critic = networks.generator, networks.critic
-
-    @property
-    def decoder_weights(self) -> tuple[Tensor, ...]:
-        return tuple(self._generator.parameters())
-
     def realism(self, images: Images) -> PerSample:
-        return self._critic(images)
-
-
-def _quick_steps(size: int) -> int:
-    return 800 if size <= 32 else 4600
+        return self.critic(images)

@@ -13,13 +13,13 @@ from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.finite import require_finite
 from mi_audit.core.paper import Paper
-from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress, TunablePrior
+from mi_audit.core.prior import CriticPrior, PriorRecipe, Progress
 from mi_audit.core.target import Access, WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, PerSample, Scores
 from mi_audit.nn.adversarial_targeted import KPlusOne, realness
-from mi_audit.nn.gan import Networks, count_weights, hastened, light, packed, published, unpack
+from mi_audit.nn.gan import Networks, count_weights, hastened, light, packed, published, quick_steps, unpack
 from mi_audit.nn.gan_k_plus_one import COMPARED, KPlusOneCritic, light_critic, published_critic
-from mi_audit.nn.noise_space import NoiseSpace
+from mi_audit.nn.noise_space import NoisePrior
 from mi_audit.nn.precision import Precision
 from mi_audit.store.weights import hash_weights
 from mi_audit.train import gan
@@ -122,7 +122,7 @@ class KEDMIGan(PriorRecipe):
             "recipe": "light, not published" if self.profile == "quick" else "published, with an averaged generator",
             "objective": KPlusOne.name,
             "target": f"in {self.target_mode} mode",
-            "steps": self.steps or (_quick_steps(size) if self.profile == "quick" else f"{EPOCHS} epochs"),
+            "steps": self.steps or (quick_steps(size) if self.profile == "quick" else f"{EPOCHS} epochs"),
             "batch_size": self.batch_size,
             "flips": self.flips,
             "size": size,
@@ -136,7 +136,7 @@ class KEDMIGan(PriorRecipe):
     def planned_steps(self, images: int, size: int, channels: int) -> int:
         del channels
         if self.profile == "quick":
-            return self.steps or _quick_steps(size)
+            return self.steps or quick_steps(size)
         return self.steps or EPOCHS * max(1, images // self.batch_size)
 
     def shortened(self, steps: int) -> "KEDMIGan":
@@ -185,22 +185,10 @@ class KEDMIGan(PriorRecipe):
         return ask, hash_weights(weights)
 
 
-class _KEDMIPrior(CriticPrior, TunablePrior):
+class _KEDMIPrior(NoisePrior):
     """The averaged generator and the critic, frozen."""
-
-    def __init__(self, networks: Networks) -> None:
-        self.z = NoiseSpace(networks.generator, networks.latent)
-        self._generator, self._critic = networks.generator, networks.critic
-
-    @property
-    def decoder_weights(self) -> tuple[Tensor, ...]:
-        return tuple(self._generator.parameters())
 
     def realism(self, images: Images) -> PerSample:
         """The logarithm of the probability of being real, `s - softplus(s)` with `s = logsumexp(logits)`."""
-        _, logits = self._critic(images)
+        _, logits = self.critic(images)
         return F.logsigmoid(realness(logits))
-
-
-def _quick_steps(size: int) -> int:
-    return 800 if size <= 32 else 4600

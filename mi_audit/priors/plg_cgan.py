@@ -18,7 +18,7 @@ from mi_audit.core.prior import ConditionalPrior, LatentSpace, PriorRecipe, Prog
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Labels, Latents
 from mi_audit.nn.adversarial_targeted import ConditionalHinge
-from mi_audit.nn.gan import Networks, count_weights, hastened, packed, unpack
+from mi_audit.nn.gan import Networks, count_weights, hastened, packed, quick_steps, unpack
 from mi_audit.nn.gan_conditional import light_conditional, published_conditional
 from mi_audit.nn.precision import Precision
 from mi_audit.nn.pseudo_labels import reuse, top_n
@@ -141,7 +141,7 @@ class PLGCGan(PriorRecipe):
 
     def planned_steps(self, images: int, size: int, channels: int) -> int:
         del images, channels
-        return self.steps or ((800 if size <= 32 else 4600) if self.profile == "quick" else STEPS)
+        return self.steps or (quick_steps(size) if self.profile == "quick" else STEPS)
 
     def shortened(self, steps: int) -> "PLGCGan":
         return replace(self, steps=steps)

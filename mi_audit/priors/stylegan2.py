@@ -23,13 +23,13 @@ from mi_audit.nn.gan import Networks
 from mi_audit.nn.precision import Precision
 from mi_audit.nn.stylegan2 import Generator, Shape
 from mi_audit.nn.stylegan2_critic import Critic
+from mi_audit.nn.stylegan2_frozen import SwiftPainter
 from mi_audit.nn.stylegan2_objective import PathLengthR1
 from mi_audit.store.weights import KEY, read_header, read_weights
 from mi_audit.train import gan
 from mi_audit.train.seeding import seeded
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
-LARGE = 256  # side in pixels from which a generator computes features again rather than keep them
 DECAY = 0.5 ** (32 / 10_000)  # of the averaged weights, per step: StyleGAN2-ADA's for batches of any size
 STANDARD_IMAGES = 5_000_000  # shown to the critic; published: 25 million
 
@@ -133,7 +133,6 @@ class StyleGAN2(PriorRecipe):
             generator = Generator(Shape.of(weights))
         generator.load_state_dict(dict(weights), assign=True)
         generator = generator.to(device).eval().requires_grad_(False)
-        generator.frugal = generator.shape.size >= LARGE
         return _StyleGAN2Prior(generator, size, channels, self.crop)
 
     def describe(self, size: int, channels: int) -> dict[str, object]:
@@ -232,20 +231,24 @@ class _Noise(LatentSpace):
 
 
 class _StyleGAN2Prior(StylePrior, TunablePrior):
-    """A frozen generator whose images are brought to the size and the channels of the public ones."""
+    """A frozen generator whose images are brought to the size and the channels of the public ones.
+
+    While its weights take gradients it paints itself, else a copy for searches does, made anew when they have changed.
+    """
 
     def __init__(self, generator: Generator, size: int, channels: int, crop: float) -> None:
         self.w = _Styles(self, generator)
         self.z = _Noise(self.w)
         self.blocks = len(generator.blocks)
         self._generator, self._size, self._channels, self._crop = generator, size, channels, crop
+        self._swift = SwiftPainter(generator)
 
     @property
     def decoder_weights(self) -> tuple[Tensor, ...]:
         return tuple(self._generator.blocks.parameters())
 
     def paint(self, styles: Latents, painting: Painting | None, blocks: range) -> Painting:
-        return self._generator.paint(self._generator.layered(styles), painting, blocks)
+        return self._swift.paint(self._generator.layered(styles), painting, blocks)
 
     def show(self, painting: Painting) -> Images:
         images = (painting.colours * 0.5 + 0.5).clamp(0, 1)

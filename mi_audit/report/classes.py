@@ -68,7 +68,7 @@ def galleries(result: AuditReport | Comparison, embed: Embed) -> tuple[Gallery, 
     """Pictures side by side, class by class; the most exposed classes when there are too many."""
     before, after = sides(result)
     found = []
-    for attack in wording.attacks(after):
+    for attack in after.without_controls:
         twin = named(before, attack.name)
         labels = sorted({p.label for side in (twin, attack) if side for p in side.pictures})
         chosen = sorted(_most_exposed(twin or attack, labels)[:MOST_CLASSES])
@@ -83,7 +83,7 @@ def class_table(result: AuditReport | Comparison) -> ClassTable:
     before, after = sides(result)
     groups: list[Group] = []
     cells: list[Mapping[int, Cell]] = []
-    for attack in wording.attacks(after):
+    for attack in after.without_controls:
         columns: list[str] = []
         for measurement in (m for m in in_order(attack) if m.per_class and m.name not in TOO_COARSE):
             title = wording.metric_short(measurement.name)

@@ -72,7 +72,7 @@ def numbers(result: AuditReport | Comparison, attack: str = "") -> tuple[str, ..
     """What was measured on one attack or, without a name, on all of them and on the model."""
     _, after = view.sides(result)
     lines: list[str] = []
-    for found in wording.attacks(after):
+    for found in after.without_controls:
         if found.name == attack or not attack:
             title = wording.attack_title(found.name)
             lines += [f"{title}: {_line(m)}" for m in view.in_order(found) if m.value is not None]

@@ -40,7 +40,7 @@ def _front_matter(result: AuditReport | Comparison) -> Iterator[str]:
     yield "    metrics:"
     if model and model.accuracy.value is not None:
         yield from _metric("accuracy", "accuracy", model.accuracy, {"split": "test"})
-    for attack in wording.attacks(after):
+    for attack in after.without_controls:
         for measurement in (m for m in attack.measurements if m.name in SHOWN and m.value is not None):
             name = f"{wording.metric_title(measurement.name)}, {wording.attack_title(attack.name)}"
             facts = {"attack": attack.name, "access": attack.access, "protocol": measurement.protocol}
@@ -94,7 +94,7 @@ def _section(result: AuditReport | Comparison) -> Iterator[str]:
 
 
 def _rows(report: AuditReport) -> Iterator[tuple[str, ...]]:
-    for attack in wording.attacks(report):
+    for attack in report.without_controls:
         control = wording.control_for(report, attack)
         values = [wording.with_interval(attack.measurement(name)) for name in SHOWN]
         shown = next((name for name in SHOWN if view.measurement_of(attack, name)), SHOWN[-1])

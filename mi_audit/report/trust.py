@@ -101,7 +101,7 @@ def controls(report: AuditReport) -> Controls:
             wording.metric_title(leak.name),
             leak,
         )
-        for attack in wording.attacks(report)
+        for attack in report.without_controls
         for leak in attack.over_control
     )
     return Controls(tuple(wording.metric_title(name) for name in names), rows, leaks)
@@ -122,7 +122,7 @@ def _badness(identity: Identity) -> tuple[float, float, float, str]:
 
 
 def _identity(report: AuditReport, label: int, *, names: bool) -> Identity | None:
-    values = {attack.name: _of_class(attack, label) for attack in wording.attacks(report)}
+    values = {attack.name: _of_class(attack, label) for attack in report.without_controls}
     known = {name: found for name, found in values.items() if found}
     if not known:
         return None

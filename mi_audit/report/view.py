@@ -65,7 +65,7 @@ def key_facts(result: AuditReport | Comparison) -> tuple[Fact, ...]:
         found.append(_fact(title, None, measurement_of(control, "attack_acc1"), about))
     for row in utility(result)[:1]:
         found.append(_fact("Accuracy of the model", row.before, row.after, "on private test images"))
-    seeds = len({seed for attack in wording.attacks(after) for seed in attack.seeds})
+    seeds = len({seed for attack in after.without_controls for seed in attack.seeds})
     classes = f"{len(after.attacked):,} of {len(after.classes):,}"
     runs = wording.plural(seeds, "seed")
     about = f"{runs}; {len(after.planned):,} planned, the bounds had decided" if after.planned else runs
@@ -76,7 +76,7 @@ def key_facts(result: AuditReport | Comparison) -> tuple[Fact, ...]:
 def floor_words(result: AuditReport | Comparison) -> str:
     """The controls that attacks are shown beside, in words."""
     _, after = sides(result)
-    controls = [control for attack in wording.attacks(after) if (control := wording.control_for(after, attack))]
+    controls = [control for attack in after.without_controls if (control := wording.control_for(after, attack))]
     return " or ".join(dict.fromkeys(wording.control_words(control) for control in controls)) or "none was run"
 
 
@@ -85,7 +85,7 @@ def blocks(result: AuditReport | Comparison) -> tuple[Block, ...]:
     before, after = sides(result)
     changes = result.changes if isinstance(result, Comparison) else ()
     found = []
-    for attack in wording.attacks(after):
+    for attack in after.without_controls:
         twin, control = named(before, attack.name), wording.control_for(after, attack)
         rows = tuple(_row(attack, measurement, twin, control, changes) for measurement in in_order(attack))
         found.append(Block(attack.name, wording.attack_title(attack.name), attack.access, rows, _notes(rows)))
@@ -121,7 +121,7 @@ def charts(result: AuditReport | Comparison) -> tuple[Chart, ...]:
     """The loss curves, one chart per attack and stage."""
     before, after = sides(result)
     found = []
-    for attack in wording.attacks(after):
+    for attack in after.without_controls:
         twin = named(before, attack.name)
         for curve in attack.curves:
             lines: list[tuple[Side, str, CurveFacts]] = []

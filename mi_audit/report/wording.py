@@ -65,13 +65,9 @@ def audit_sentence(report: AuditReport) -> str:
 
 def strongest_attack(report: AuditReport) -> AttackResult | None:
     """The attack with the highest measured top-1 attack accuracy."""
-    scored = [(m.value, a) for a in attacks(report) if (m := a.measurement("attack_acc1")) and m.value is not None]
+    found = ((attack.measurement("attack_acc1"), attack) for attack in report.without_controls)
+    scored = [(measured.value, attack) for measured, attack in found if measured and measured.value is not None]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
-
-
-def attacks(report: AuditReport) -> tuple[AttackResult, ...]:
-    """The attacks, without the controls."""
-    return tuple(attack for attack in report.attacks if attack.role == "attack")
 
 
 def control_for(report: AuditReport, attack: AttackResult) -> AttackResult | None:
@@ -274,7 +270,8 @@ def exposure_line(exposure: Exposure) -> str:
 def unmeasured(result: AuditReport | Comparison) -> tuple[str, ...]:
     """Metrics without a value, each with the reason."""
     reports = (result.before, result.after) if isinstance(result, Comparison) else (result,)
-    found = [m for report in reports for attack in attacks(report) for m in attack.measurements if m.value is None]
+    shown = [attack for report in reports for attack in report.without_controls]
+    found = [m for attack in shown for m in attack.measurements if m.value is None]
     return tuple(dict.fromkeys(f"{metric_title(m.name)}: {m.reason or 'no reason given'}" for m in found))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mi_audit.core.errors import TargetError
 from mi_audit.store.pickles import convert_in_child, dangerous, globals_in, is_torchscript, zip_names
 from mi_audit.store.state_dicts import clean, tensors_in
-from mi_audit.store.weights import read_header, read_weights
+from mi_audit.store.weights import read_weights
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".th")
 PROGRAMS = (".pkl", ".pickle", ".pt2", ".torchscript", ".ptc", ".joblib")
@@ -101,13 +101,6 @@ def refusal(path: Path) -> str:
         f"expected plain tensors in {path}, got {what}; export it as safetensors, "
         "or add --allow-pickle if you trust it (it then runs in a child process)"
     )
-
-
-def shapes_of(path: Path) -> Mapping[str, tuple[int, ...]]:
-    """Shape of every tensor, from the header alone where the format has one."""
-    if recognise(path) == "safetensors":
-        return read_header(path)[0]
-    return {name: tuple(tensor.shape) for name, tensor in open_checkpoint(path).tensors.items()}
 
 
 def _load_weights_only(path: Path, allow_pickle: bool) -> object | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import Any, TypeGuard
 
 from mi_audit.core.errors import TargetError
 from mi_audit.store.weights import KEY
@@ -167,7 +167,7 @@ def _text(value: object) -> str | None:
     return value
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

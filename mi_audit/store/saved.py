@@ -3,14 +3,8 @@
 import json
 from pathlib import Path
 
-from mi_audit.core.fisher import FISHER_SCHEMA, FisherReport
-from mi_audit.core.report import AuditReport, Comparison
-from mi_audit.core.sweep import Sweep
-from mi_audit.store.documents import read_document
-from mi_audit.store.results import FISHER_FILE, RESULT_FILE, read_result
-from mi_audit.store.sweeps import SWEEP_FILE, read_sweep
+from mi_audit.store.results import FISHER_FILE, RESULT_FILE, SWEEP_FILE, Saved, read_fisher, read_result, read_sweep
 
-Saved = AuditReport | Comparison | Sweep | FisherReport
 FILES = {"sweep": SWEEP_FILE, "fisher": FISHER_FILE}
 
 
@@ -18,16 +12,10 @@ def read_saved(path: Path) -> Saved:
     """What is kept in a folder or a file, whatever kind it is of.
 
     Raises:
-        AuditError: As `read_result` and `read_document`.
+        AuditError: As `read_result`.
     """
     kind = kind_of(path)
     return read_sweep(path) if kind == "sweep" else read_fisher(path) if kind == "fisher" else read_result(path)
-
-
-def read_fisher(path: Path) -> FisherReport:
-    """Read a profile from its file or its folder, and check it. Raises what `read_document` raises."""
-    file = path / FISHER_FILE if path.is_dir() else path
-    return read_document(file, FisherReport, FISHER_SCHEMA, "a Fisher profile", "run `mi-audit fisher`")
 
 
 def kind_of(path: Path) -> str:

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.report import Interval, Quantity
+from mi_audit.core.types import Labels
 from mi_audit.nn.intervals import clopper_pearson
 from mi_audit.nn.modes import evaluating, keeping_modes
-from mi_audit.nn.output_rules import answer
 from mi_audit.store.targets import LoadedModel
 
 
@@ -18,26 +18,31 @@ def accuracy(model: nn.Module, data: Dataset, device: str, batch_size: int = 256
     return _share(hits_and_loss(model, data, device, batch_size)[0] if len(data) else 0, data)
 
 
-@torch.no_grad()
 def measured_accuracy(model: LoadedModel, data: Dataset, device: str, batch_size: int = 256) -> Quantity:
-    """As `accuracy`, of what is released: where the model answers through an output rule, its labels are counted.
+    """As `accuracy`, of what `model` releases, which is on `device` and left as it was."""
+    return share_right(released_labels(model, data, device, batch_size), data)
 
-    The model, which is on `device`, is left in the mode it was in, whatever happens.
+
+@torch.no_grad()
+def released_labels(model: LoadedModel, data: Dataset, device: str, batch_size: int = 256) -> Labels:
+    """The class that `model`, which is on `device`, answers for every image: behind its output rule, if it has one.
+
+    Whatever happens, its modules keep their modes and its weights go on to learn if they did.
     """
-    if answer(model.edits) is None:
-        return accuracy(model.classifier, data, device, batch_size)
     learning = {parameter: parameter.requires_grad for parameter in model.classifier.parameters()}
-    hits = torch.zeros((), dtype=torch.int64, device=device)
     with keeping_modes(model.classifier):
         try:
             target = model.target()
-            for start in range(0, len(data), batch_size):
-                rows = slice(start, start + batch_size)
-                hits += (target.labels(data.images(rows, device)) == data.labels[rows].to(device)).sum()
+            rows = (slice(start, start + batch_size) for start in range(0, len(data), batch_size))
+            return torch.cat([data.labels[:0], *(target.labels(data.images(part, device)).cpu() for part in rows)])
         finally:
             for parameter, learns in learning.items():
                 parameter.requires_grad_(learns)
-    return _share(int(hits), data)
+
+
+def share_right(labels: Labels, data: Dataset) -> Quantity:
+    """The share of `data` whose class is the one in `labels`, with its exact 95 % interval."""
+    return _share(int((labels == data.labels).sum()), data)
 
 
 def _share(hits: int, data: Dataset) -> Quantity:

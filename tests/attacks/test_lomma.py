@@ -10,29 +10,12 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.prior import AssistedPrior
 from mi_audit.core.run import Averaging, Run
 from mi_audit.core.target import Access
-from tests.toy import ToyPrior, ToySpace, classifier, prototypes, surrogates, target
+from tests.toy import ToyPrior, classifier, prototypes, surrogates, target, watched
 
 
-class WatchedSpace(ToySpace):
-    def __init__(self):
-        self.decoded = []
-
-    def decode(self, latents):
-        self.decoded.append(latents.detach().clone())
-        return super().decode(latents)
-
-
-def attack(run=None, known=None, toy=None, classes=(0, 1, 2, 3), space=None, **settings):
-    prior = ToyPrior()
-    prior.z = space or ToySpace()
-    knowledge = AssistedPrior(prior, known or surrogates())
+def attack(run=None, known=None, toy=None, classes=(0, 1, 2, 3), prior=None, **settings):
+    knowledge = AssistedPrior(prior or ToyPrior(), known or surrogates())
     return LOMMA(**LOMMA.smoke | settings).run(toy or target(), knowledge, torch.tensor(classes), run or Run())
-
-
-def watched(**settings):
-    space = WatchedSpace()
-    attack(Run(batch_size=1000), space=space, **settings)
-    return space.decoded
 
 
 def scaled(factor):
@@ -66,8 +49,8 @@ def test_recovers_the_quadrant_of_every_class(on, loss):
 def one_step(**settings):
     """Where one step with step size 1 and no momentum goes, minus where it began: the negative gradient."""
     start, end = watched(
-        classes=(0,), restarts=1, steps=1, lr=1.0, momentum=0.0, clip=99.0, reference_batch=1, identity_weight=1.0,
-        critic_weight=0.0, **settings,
+        attack, classes=(0,), restarts=1, steps=1, lr=1.0, momentum=0.0, clip=99.0, reference_batch=1,
+        identity_weight=1.0, critic_weight=0.0, **settings,
     )  # fmt: skip
     return start, start - end
 
@@ -129,20 +112,20 @@ def test_a_drawn_centre_belongs_to_the_class_and_has_the_spread_of_public_featur
 
 
 def test_on_kedmi_one_gaussian_serves_all_pictures_of_a_class():
-    decoded = watched(on="kedmi", steps=3, restarts=4, classes=(0, 1), clip=0.7)
+    decoded = watched(attack, on="kedmi", steps=3, restarts=4, classes=(0, 1), clip=0.7)
     assert [len(latents) for latents in decoded] == [2, 2, 2, 8]
     assert all(latents.abs().max() <= 0.7 for latents in decoded)
     assert len(decoded[-1].unique(dim=0)) == 8
 
 
 def test_on_kedmi_the_gaussian_starts_with_a_log_variance_of_one():
-    start, *_ = watched(on="kedmi", steps=1, restarts=1, clip=99.0)
+    start, *_ = watched(attack, on="kedmi", steps=1, restarts=1, clip=99.0)
     noise = Run().streams(torch.arange(4), torch.zeros(4, dtype=torch.int64)).normal("gaussian", 4)
     torch.testing.assert_close(start, math.exp(0.5) * noise)
 
 
 def test_on_kedmi_the_gaussian_narrows():
-    wide, narrow = (watched(on="kedmi", steps=steps, restarts=40, clip=99.0, lr=0.1)[-1] for steps in (1, 300))
+    wide, narrow = (watched(attack, on="kedmi", steps=steps, restarts=40, clip=99.0, lr=0.1)[-1] for steps in (1, 300))
     assert narrow.view(4, 40, 4).std(dim=1).mean() < 0.8 * wide.view(4, 40, 4).std(dim=1).mean()
 
 

@@ -6,7 +6,7 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.core.run import Run
 from mi_audit.core.target import Access
 from mi_audit.nn.posteriors import GaussianPosterior
-from tests.toy import ToyPrior, ToySpace, prototypes, target
+from tests.toy import ToyPrior, ToySpace, prototypes, target, watched
 
 FLOW = {"posterior": "flow", "scales": 2, "flow_steps": 2, "hidden": 4}
 
@@ -60,17 +60,7 @@ def test_latents_are_drawn_from_the_noise_the_prior_knows():
 
 
 def test_one_step_by_hand():
-    seen = []
-
-    class Watched(ToySpace):
-        def decode(self, latents):
-            seen.append(latents.detach().clone())
-            return super().decode(latents)
-
-    prior = ToyPrior()
-    prior.w = Watched()
-    attack(prior=prior, classes=(0,), steps=1, samples=2, images=1, lr=0.5, divergence_weight=0.1)
-    start, end = seen
+    start, end = watched(attack, classes=(0,), steps=1, samples=2, images=1, lr=0.5, divergence_weight=0.1)
     # q is N(0, I), so the divergence has no slope; logits are 4 s with s = sigmoid(z); two draws are averaged
     s = start.sigmoid()
     slope = 4 * s * (1 - s) * ((4 * s).softmax(dim=1) - torch.tensor([1.0, 0, 0, 0]))

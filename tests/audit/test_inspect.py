@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mi_audit.audit.inspect import config_text, inspect_model, inspect_skips
+from mi_audit.audit.inspect import inspect_model, inspect_skips
 from mi_audit.core.errors import ConfigError, TargetError
 from mi_audit.store.targets import load_model, new_model, save_model
 from tests.store.test_pickles import Malicious
@@ -31,7 +31,7 @@ def test_the_config_it_prints_makes_the_model_load_without_flags(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(fresh().classifier.net.state_dict(), path)
     found = inspect_model(str(path), size=48, mean=(0.1,), std=(0.2,))
-    path.with_suffix(".json").write_text(config_text(found))
+    path.with_suffix(".json").write_text(json.dumps(found["config"]))
     net = load_model(str(path)).classifier
     assert (net.size, net.mean_values, net.std_values, net.num_classes) == (48, (0.1,), (0.2,), 4)
 

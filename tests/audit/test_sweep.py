@@ -10,8 +10,8 @@ from mi_audit.audit.plan import DefendPlan, ModelPlan, Plan
 from mi_audit.audit.sweep import grid_of, run_sweep, sweep_folder, sweep_plans
 from mi_audit.core.errors import ConfigError, Diverged, StorageError
 from mi_audit.core.report import Verdict
+from mi_audit.store.results import read_sweep, to_json
 from mi_audit.store.runs import RunFolder
-from mi_audit.store.sweeps import read_sweep, sweep_to_json
 from mi_audit.store.targets import load_model
 from tests.audit.sweep_sample import first, rows, run
 from tests.world import defend_plan
@@ -157,7 +157,7 @@ def test_the_result_is_canonical_and_comes_back(plan):
     found = run_sweep(plan, defend=Engine())
     assert read_sweep(plan.out) == found
     text = (plan.out / "sweep.json").read_text()
-    assert text == sweep_to_json(found)
+    assert text == to_json(found)
     assert (json.loads(text)["kind"], json.loads(text)["schema_version"]) == ("sweep", "1.0.0")
 
 

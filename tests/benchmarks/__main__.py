@@ -7,12 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for both sides, as the program has it
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that counts memory says too much
 
 import torch
 
 from mi_audit.nn.precision import has_native_bf16
-from tests.benchmarks import cases, paired, prefix, table
+from tests.benchmarks import cases, operators, paired, prefix, table
 from tests.benchmarks.rows import Options, rows_of
 
 
@@ -26,6 +27,9 @@ def main(arguments: list[str]) -> int:
     clock = asked.clock or paired.quiet_clock(asked.device, threads)
     torch.set_num_threads(1 if clock == "cpu" and not asked.threads else threads)
     known = cases.quick() if asked.quick else cases.full(asked.device)
+    if asked.profile and asked.profile not in known:
+        sys.stderr.write(f"expected a case among {', '.join(known)}, got {asked.profile}\n")
+        return 2
     names = asked.case or [*known, *prefix.SPECS]
     if unknown := set(names) - set(known) - set(prefix.SPECS):
         sys.stderr.write(f"expected cases among {', '.join([*known, *prefix.SPECS])}, got {', '.join(unknown)}\n")
@@ -41,6 +45,9 @@ def main(arguments: list[str]) -> int:
         cache=asked.cache,
         say=lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True),  # noqa: T201
     )
+    if asked.profile:
+        sys.stdout.write(operators.operators(known[asked.profile], options, asked.trace) + "\n")
+        return 0
     rows = []
     for name in names:
         rows += rows_of(name, known[name], options) if name in known else [prefix.row(name, options)]
@@ -54,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under ten minutes on two cores that do nothing else")
     parser.add_argument("--case", action="append", help="only this case; may be repeated")
+    parser.add_argument("--profile", metavar="CASE", help="print the operators of one call of each side, time nothing")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="with --profile: Chrome traces, one file per side")
     parser.add_argument("--precision", action="append", choices=("32", "bf16"), help="only this precision")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument(

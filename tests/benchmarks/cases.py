@@ -53,10 +53,10 @@ class Size:
     settings: Mapping[str, Any]
 
     def steps(self, share: float) -> "Size":
-        """The same with a share of the steps, at least one."""
+        """The same with a share of the steps, at least two: in bfloat16 the last one is in single precision."""
         steps = self.settings["steps"]
         many = isinstance(steps, tuple)
-        fewer = tuple(max(1, round(share * one)) for one in steps) if many else max(1, round(share * steps))
+        fewer = tuple(max(2, round(share * one)) for one in steps) if many else max(2, round(share * steps))
         return replace(self, settings={**self.settings, "steps": fewer})
 
     @property

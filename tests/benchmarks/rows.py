@@ -18,6 +18,7 @@ from tests.benchmarks.cases import Case, Engine, Precision, Reference, Size, ite
 from tests.benchmarks.paired import Clock, Timing
 from tests.benchmarks.quality import Quality
 from tests.benchmarks.reference import Found, counted
+from tests.benchmarks.steady import every_step_mixed, with_polish
 from tests.benchmarks.worlds import Built, build_world
 
 Row = dict[str, Any]
@@ -54,11 +55,15 @@ def rows_of(name: str, case: Case, options: Options) -> list[Row]:
     """One row per precision."""
     built = build_world(case.timed.world, options.cache, options.say)
     reference = Reference(case, built, options.device)
-    engines = {precision: Engine(case, built, options.device, precision) for precision in options.precisions}
+    precisions: tuple[Precision, ...] = ("32", *(["bf16"] if "bf16" in options.precisions else []))
+    engines = {precision: Engine(case, built, options.device, precision) for precision in precisions}
     options.say(f"{name}: timing")
     runs: dict[str, Callable[[], object]] = {"reference": lambda: reference.run(case.timed)}
     runs |= {precision: lambda engine=engine: engine.run(case.timed) for precision, engine in engines.items()}
-    timing = paired.measure(runs, options.repetitions, options.clock, options.budget)
+    with every_step_mixed():
+        timing = paired.measure(runs, options.repetitions, options.clock, options.budget)
+    if "bf16" in precisions:
+        timing = with_polish(timing, "32", "bf16")
     shared = {
         "case": name,
         "title": case.title,
@@ -75,6 +80,7 @@ def rows_of(name: str, case: Case, options: Options) -> list[Row]:
         "goals": list(case.goals),
     }
     options.say(f"{name}: operations and memory")
+    engines = {precision: engines[precision] for precision in options.precisions}
     speed = _speed(case, built, reference, engines, timing, options)
     options.say(f"{name}: comparing results")
     same = _compared(case, options)
@@ -165,7 +171,8 @@ def _scaling(case: Case, engine: Engine, options: Options) -> dict[str, float]:
     for times in case.scaled:
         more = {name: times * case.timed.settings[name] for name in ("restarts", "pool") if name in case.timed.settings}
         size = replace(case.timed, settings=case.timed.settings | more)
-        seconds = min(_timed(lambda size=size: engine.run(size), options)[0] for _ in range(2))
+        with every_step_mixed():
+            seconds = min(_timed(lambda size=size: engine.run(size), options)[0] for _ in range(2))
         found[str(size.classes * size.settings["restarts"])] = iterations(size) / seconds
     return found
 

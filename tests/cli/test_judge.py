@@ -6,7 +6,6 @@ import pytest
 
 from mi_audit.core.sweep import Advice
 from mi_audit.store.results import read_result, write_result
-from mi_audit.store.sweeps import write_sweep
 from tests.documents import ROOT
 from tests.report.sample import audit, comparison, draw_pictures, failing
 from tests.report.test_fisher import sample as profile
@@ -187,9 +186,9 @@ def others(saved):
     """A sweep with the run of its recommended value, and a Fisher profile, in folders of their own."""
     for name in ("sweep", "sweep/80%", "undecided", "fisher"):
         (saved / name).mkdir()
-    write_sweep(saved / "sweep" / "sweep.json", sweep())
+    write_result(saved / "sweep" / "sweep.json", sweep())
     nothing = Advice(value=None, tied=(), tolerance=0.02, why="All is noise.")
-    write_sweep(saved / "undecided" / "sweep.json", sweep(advice=nothing))
+    write_result(saved / "undecided" / "sweep.json", sweep(advice=nothing))
     write_result(saved / "sweep" / "80%" / "result.json", comparison())
     write_result(saved / "fisher" / "fisher.json", profile())
     return saved

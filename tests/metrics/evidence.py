@@ -39,3 +39,13 @@ def ranked(label: int, rank: int) -> Tensor:
     logits = torch.arange(8, 0, -1).float()
     logits[label], logits[rank] = logits[rank].clone(), logits[label].clone()
     return logits
+
+
+def grey(*levels: int) -> Tensor:
+    """One image of every level of grey."""
+    return torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).clone()
+
+
+def pictures(levels: list[int], labels: list[int]) -> Dataset:
+    """Private images of one level of grey each."""
+    return Dataset("private", grey(*levels), torch.tensor(labels), CLASSES, "private")

@@ -2,19 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import DataError
 from mi_audit.metrics import near_duplicate
 from mi_audit.metrics.near_duplicate import NearDuplicates, nearest_training, pair_distances
-from tests.metrics.evidence import CLASSES, evidence
-
-
-def grey(*levels):
-    return torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).clone()
-
-
-def pictures(levels, labels):
-    return Dataset("private", grey(*levels), torch.tensor(labels), CLASSES, "private")
+from tests.metrics.evidence import evidence, grey, pictures
 
 
 def measure(found):

@@ -4,18 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mi_audit.core.dataset import Dataset
 from mi_audit.core.report import ClassValue
 from mi_audit.metrics.share_closer import ShareCloser, first_is_closer, sign_test
-from tests.metrics.evidence import CLASSES, evidence
-
-
-def grey(*levels):
-    return torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).clone()
-
-
-def pictures(levels, labels):
-    return Dataset("private", grey(*levels), torch.tensor(labels), CLASSES, "private")
+from tests.metrics.evidence import evidence, grey, pictures
 
 
 def case(shown, labels, train, held_out):

@@ -62,11 +62,10 @@ def test_power_to_pass_ten_percent(attacked, powers):
     assert found == [pytest.approx(power, abs=0.006) for power in powers[:-1]] + [pytest.approx(powers[-1], abs=6e-4)]
 
 
-def test_power_to_fail_ten_percent():
+def test_fewest_that_fail_ten_percent():
     assert exact.fewest_failing(300, 0.1) == 40 and exact.fewest_failing(100, 0.1) == 16
-    assert exact.fail_power(300, 0.1, 0.15) == pytest.approx(0.81, abs=0.005)
-    assert exact.fail_power(300, 0.1, 0.20) == pytest.approx(0.999, abs=0.0005)
-    assert exact.fail_power(100, 0.1, 0.20) == pytest.approx(0.87, abs=0.005)
+    assert 1 - exact.at_most(39, 300, 0.15) == pytest.approx(0.81, abs=0.005)
+    assert 1 - exact.at_most(15, 100, 0.20) == pytest.approx(0.87, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -87,14 +86,6 @@ def test_no_number_certifies_what_is_not_below_the_limit():
     assert exact.sample_size(0.1, 0.1, 0.8) is None and exact.sample_size(0.1, 0.2, 0.8, total=50) is None
     assert exact.sample_size(0.1, 0.1, 0.8, total=50) == (50, 5)  # a census has no error
     assert exact.required(6, 0.1, total=50) is None and exact.required(5, 0.1, total=50) == 50
-
-
-@pytest.mark.parametrize(
-    ("change", "discordant", "eighty", "ninety"),
-    [(0.10, 0.20, 122, 168), (0.10, 0.15, 91, 125), (0.05, 0.10, 246, 339), (0.20, 0.30, 45, 61)],
-)
-def test_people_for_a_change(change, discordant, eighty, ninety):
-    assert [exact.paired_sample_size(change, discordant, power) for power in (0.8, 0.9)] == [eighty, ninety]
 
 
 def test_bounds_solved_by_hand():

@@ -4,14 +4,10 @@ import pytest
 import torch
 from scipy import stats
 
-from mi_audit.core.random import Streams
 from mi_audit.nn.flow import Flow
+from tests.toy import streams
 
 SMALL = Flow(width=5, scales=2, steps=2, hidden=3)
-
-
-def streams(rows):
-    return Streams.of(0, torch.arange(rows), torch.zeros(rows, dtype=torch.long))
 
 
 def bent(flow, rows=3, scale=0.3):

@@ -4,12 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from mi_audit.core.random import Streams
 from mi_audit.nn.gaussian_latent import GaussianLatent
-
-
-def streams(rows):
-    return Streams.of(0, torch.arange(rows), torch.zeros(rows, dtype=torch.long))
+from tests.toy import streams
 
 
 def test_a_start_has_the_mean_and_the_deviation_it_was_given():

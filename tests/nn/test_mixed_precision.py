@@ -14,7 +14,6 @@ from mi_audit.nn.mixed_precision import decided, mixed_steps, networks, spread
 from mi_audit.nn.optimisers import Adam, Optimiser
 from mi_audit.nn.pool import Pool
 from mi_audit.nn.robust_search import RobustSearch
-from mi_audit.nn.views import RandomCrop
 from tests.toy import ToyPrior, target
 
 FINE = 2.0**-9  # half of the step from 1 to the next number of bfloat16
@@ -263,9 +262,8 @@ def test_networks_follow_the_run():
 
 
 SEARCH = RobustSearch(
-    keep=1,
     pool=40, truncation=0.5, restarts=4, steps=10, lr=0.1, betas=(0.1, 0.1), crop=1.0,
-    gentle=RandomCrop((0.9, 1.0), name="gentle"), harsh=RandomCrop((1.0, 1.0), name="harsh"), views=1, mirror=False,
+    gentle=(0.9, 1.0), views=1, harsh=(1.0, 1.0), stretch=(1.0, 1.0), keep=1, flips=False,
 )  # fmt: skip
 
 

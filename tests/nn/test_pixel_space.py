@@ -3,13 +3,9 @@ import math
 import pytest
 import torch
 
-from mi_audit.core.random import Streams
 from mi_audit.core.target import Normalisation
 from mi_audit.nn.pixel_space import Roll, coarse, statistics_distance, total_variation
-
-
-def streams(rows):
-    return Streams.of(0, torch.arange(rows), torch.zeros(rows, dtype=torch.long))
+from tests.toy import streams
 
 
 def test_a_roll_moves_every_image_by_whole_pixels_and_loses_none():

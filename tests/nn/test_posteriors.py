@@ -3,16 +3,12 @@ import math
 import pytest
 import torch
 
-from mi_audit.core.random import Streams
 from mi_audit.nn.flow import Flow
 from mi_audit.nn.posteriors import FlowPosterior, GaussianPosterior
+from tests.toy import streams
 
 POSTERIORS = [GaussianPosterior(4), FlowPosterior(Flow(4, scales=2, steps=2, hidden=3))]
 every = pytest.mark.parametrize("posterior", POSTERIORS, ids=["gaussian", "flow"])
-
-
-def streams(rows=3):
-    return Streams.of(0, torch.arange(rows), torch.zeros(rows, dtype=torch.long))
 
 
 @every

@@ -4,13 +4,11 @@ import torch
 
 from mi_audit.core.run import Run
 from mi_audit.nn.robust_search import RobustSearch
-from mi_audit.nn.views import RandomCrop
 from tests.toy import ToyPrior, target
 
 SEARCH = RobustSearch(
     pool=32, truncation=0.5, restarts=4, steps=10, lr=0.1, betas=(0.1, 0.1), crop=1.0,
-    gentle=RandomCrop((0.9, 1.0), name="gentle"), harsh=RandomCrop((0.5, 0.9), name="harsh"), views=4, keep=1,
-    mirror=False,
+    gentle=(0.9, 1.0), views=4, harsh=(0.5, 0.9), stretch=(1.0, 1.0), keep=1, flips=False,
 )  # fmt: skip
 
 
@@ -28,8 +26,7 @@ def test_all_latents_are_returned_by_class_the_most_robust_first():
 
 def test_latents_and_robustness_stay_together():
     # The order of the rows is the only thing that ranking changes: with one view per latent the score can be redone.
-    whole = RandomCrop((1.0, 1.0), name="harsh")
-    ranked = found(harsh=whole, views=1)
+    ranked = found(harsh=(1.0, 1.0), views=1)
     scores = target().scores(ToyPrior().w.decode(ranked.latents))
     torch.testing.assert_close(ranked.robustness, scores[torch.arange(8), ranked.labels])
 

@@ -6,12 +6,8 @@ from scipy import stats
 from torch.nn import functional as F
 
 from mi_audit.core.errors import ConfigError
-from mi_audit.core.random import Streams
 from mi_audit.nn.views import Chain, Jitter, RandomCrop, Rotation, centre_crop, cut, turned
-
-
-def streams(rows, seed=0):
-    return Streams.of(seed, torch.arange(rows), torch.zeros(rows, dtype=torch.long))
+from tests.toy import streams
 
 
 def noise(rows=3, height=8, width=8):

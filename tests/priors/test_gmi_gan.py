@@ -7,12 +7,7 @@ from mi_audit.core.prior import CriticPrior
 from mi_audit.nn.adversarial import NonSaturatingR1, WassersteinGP
 from mi_audit.priors.gmi_gan import GMIGan
 from mi_audit.train import gan
-from tests import toy
-
-
-def public(size: int = 32, channels: int = 3) -> Dataset:
-    data = toy.dataset(per_class=2, size=size)
-    return Dataset(data.name, data.pixels[:, :channels].contiguous(), data.labels, data.classes, data.fingerprint)
+from tests.toy import public
 
 
 def smoke(profile: str = "quick", **settings) -> GMIGan:

@@ -10,12 +10,7 @@ from mi_audit.core.prior import CriticPrior
 from mi_audit.core.target import Access, TorchTarget
 from mi_audit.priors.kedmi_gan import KEDMIGan
 from mi_audit.train import gan
-from tests import toy
-
-
-def public(size: int = 32, channels: int = 3) -> Dataset:
-    data = toy.dataset(per_class=2, size=size)
-    return replace(data, pixels=data.pixels[:, :channels].contiguous())
+from tests.toy import public
 
 
 def target(channels: int = 3, classes: int = 5) -> TorchTarget:

@@ -6,7 +6,7 @@ import torch
 from mi_audit.audit.fitting import cache_file
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError, DataError, TargetError
-from mi_audit.core.prior import StylePrior
+from mi_audit.core.prior import Painting, StylePrior
 from mi_audit.nn.adversarial import NonSaturatingR1
 from mi_audit.nn.stylegan2 import Generator, Shape
 from mi_audit.nn.stylegan2_objective import PathLengthR1
@@ -14,14 +14,9 @@ from mi_audit.priors.stylegan2 import StyleGAN2
 from mi_audit.store.cache import Cache
 from mi_audit.store.weights import write_weights
 from mi_audit.train import gan
-from tests import toy
+from tests.toy import public
 
 TINY = Shape(size=64, channels=3, widths=(6, 5, 4, 3, 3), latent=5, style=4, depth=2)
-
-
-def public(size: int = 32, channels: int = 3) -> Dataset:
-    data = toy.dataset(per_class=2, size=size)
-    return replace(data, pixels=data.pixels[:, :channels].contiguous())
 
 
 def fitted(recipe: StyleGAN2, data: Dataset, seed: int = 0, **more) -> dict[str, torch.Tensor]:
@@ -137,11 +132,24 @@ def test_a_grey_generator_shows_colour_targets_three_equal_channels(tmp_path):
     assert torch.equal(images[:, 0], images[:, 2]) and images.shape == (2, 3, 64, 64)
 
 
-def test_large_generators_are_frugal(tmp_path):
-    for size, expected in ((128, False), (256, True)):
-        shape = Shape.tapering(size, 3, base=2 * size, widest=2, dims=4, depth=1)
-        recipe = StyleGAN2(weights=str(imported(tmp_path, shape)[1]))
-        assert recipe.restore(fitted(recipe, public()), 32, 3, "cpu")._generator.frugal == expected
+def test_weights_that_are_tuned_change_the_images():
+    recipe = smoke()
+    original = recipe.restore(fitted(recipe, public()), 32, 3, "cpu")
+    styles = original.w.draw(torch.randn(2, original.w.width))
+    before = original.w.decode(styles)
+    copied = original.copied()
+    torch.testing.assert_close(copied.w.decode(styles), before)
+    for weight in copied.decoder_weights:
+        weight.requires_grad_(True)
+    slopes = torch.autograd.grad(copied.w.decode(styles).sum(), copied.decoder_weights)
+    assert all(slope.isfinite().all() for slope in slopes) and slopes[-1].abs().sum() > 0
+    for weight in copied.decoder_weights:
+        weight.requires_grad_(False).add_(0.1)
+    expected = copied._generator.paint(copied._generator.layered(styles)).colours
+    torch.testing.assert_close(copied.w.decode(styles), copied.show(Painting(expected, expected)), atol=1e-3, rtol=0)
+    assert not torch.allclose(copied.w.decode(styles), before, atol=1e-2)
+    assert torch.equal(original.w.decode(styles), before)
+    assert torch.equal(copied.copied().w.decode(styles), copied.w.decode(styles))
 
 
 def test_the_place_in_the_cache_depends_on_what_the_file_holds(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mi_audit.core.errors import TargetError
-from mi_audit.store.checkpoints import open_checkpoint, recognise, shapes_of
+from mi_audit.store.checkpoints import open_checkpoint, recognise
 from mi_audit.store.weights import write_weights
 from tests.store.test_pickles import Malicious
 
@@ -27,12 +27,6 @@ def test_safetensors_keep_their_metadata(tmp_path):
     write_weights(tmp_path / "x.safetensors", STATE, {"arch": "a"})
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
     assert checkpoint.metadata["mi_audit"] == '{"arch": "a"}' and checkpoint.format == "safetensors"
-    assert shapes_of(tmp_path / "x.safetensors") == {"fc.weight": (2, 2), "fc.bias": (2,)}
-
-
-def test_shapes_of_a_torch_file(tmp_path):
-    torch.save(STATE, tmp_path / "x.pt")
-    assert shapes_of(tmp_path / "x.pt") == {"fc.weight": (2, 2), "fc.bias": (2,)}
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "pkl"])

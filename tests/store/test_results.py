@@ -66,7 +66,9 @@ def test_settings_hold_paths_and_refuse_objects():
 
 
 def test_missing_result_is_nothing_to_audit(tmp_path):
-    with pytest.raises(NothingToAudit, match="does not exist"):
+    with pytest.raises(
+        NothingToAudit, match=r"expected a result file or a run folder in .*, got none; run `mi-audit attack`"
+    ):
         read_result(tmp_path)
 
 
@@ -83,7 +85,7 @@ def test_damaged_json_is_named(text, tmp_path):
 def test_another_major_version_is_refused_and_a_later_minor_one_is_read(tmp_path):
     file, data = tmp_path / "result.json", json.loads(to_json(sample.audit()))
     file.write_text(json.dumps(data | {"schema_version": "2.0.0"}))
-    with pytest.raises(ConfigError, match=r"expected schema version 1\.x"):
+    with pytest.raises(ConfigError, match=r"expected a result of schema 1\.x"):
         read_result(file)
     file.write_text(json.dumps(data | {"schema_version": "1.9.0", "invented_later": 1}))
     assert read_result(file).schema_version == "1.9.0"

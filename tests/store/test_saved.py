@@ -1,11 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from mi_audit.core.errors import ConfigError, NothingToAudit, StorageError
-from mi_audit.store.results import read_result, to_json, write_result
-from mi_audit.store.saved import kind_of, read_fisher, read_saved
-from mi_audit.store.sweeps import sweep_to_json, write_sweep
+from mi_audit.store.results import read_fisher, read_result, read_sweep, to_json, write_result
+from mi_audit.store.saved import kind_of, read_saved
 from tests.report.sample import audit, comparison
 from tests.report.test_fisher import sample as profile
 from tests.report.test_sweep import sweep
@@ -14,12 +14,11 @@ from tests.report.test_sweep import sweep
 @pytest.mark.parametrize("result", [audit(), comparison(), profile(), sweep()], ids=lambda found: found.kind)
 def test_everything_reads_back_from_folder_and_file(tmp_path, result):
     name = {"sweep": "sweep.json", "fisher": "fisher.json"}.get(result.kind, "result.json")
-    write, render = (write_sweep, sweep_to_json) if result.kind == "sweep" else (write_result, to_json)
-    write(tmp_path / name, result)
-    write(tmp_path / "other.json", result)
+    write_result(tmp_path / name, result)
+    write_result(tmp_path / "other.json", result)
     found = [read_saved(path) for path in (tmp_path, tmp_path / name, tmp_path / "other.json")]
     text = (tmp_path / name).read_text()
-    assert all(type(one) is type(result) and render(one) == text for one in found)
+    assert all(type(one) is type(result) and to_json(one) == text for one in found)
 
 
 def test_a_run_comes_before_what_else_lies_in_its_folder(tmp_path):
@@ -54,6 +53,18 @@ def test_a_profile_is_checked(tmp_path):
 
 
 def test_a_sweep_is_no_result(tmp_path):
-    write_sweep(tmp_path / "sweep.json", sweep())
+    write_result(tmp_path / "sweep.json", sweep())
     with pytest.raises(NothingToAudit, match="expected one run, got the sweep"):
         read_result(tmp_path)
+
+
+def test_numbers_that_are_none_are_neither_written_nor_read(tmp_path):
+    advice = replace(sweep().advice, tolerance=float("nan"))
+    with pytest.raises(StorageError, match="expected finite numbers"):
+        write_result(tmp_path / "sweep.json", sweep(advice=advice))
+    assert not list(tmp_path.iterdir())
+    broken = to_json(sweep()).replace('"tolerance": 0.02', '"tolerance": NaN')
+    assert broken != to_json(sweep())
+    (tmp_path / "sweep.json").write_text(broken)
+    with pytest.raises(StorageError, match="got NaN, which JSON does not know"):
+        read_sweep(tmp_path)
