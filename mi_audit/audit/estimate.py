@@ -10,6 +10,7 @@ from torch import Tensor
 from mi_audit.audit import registry
 from mi_audit.audit.attack import attacked_classes, build_attacks
 from mi_audit.audit.auto_freeze import automatic
+from mi_audit.audit.batching import batch_of
 from mi_audit.audit.composition import Composition, compose
 from mi_audit.audit.control import ATTACKED, chosen
 from mi_audit.audit.counterfactual import check_counterfactual, counterfactual_recipe
@@ -21,7 +22,7 @@ from mi_audit.audit.positive import is_wanted
 from mi_audit.audit.pretrain import fresh_private_model, is_labelled, labelled_public, start_recipe
 from mi_audit.audit.progress import ProgressSink, Silent
 from mi_audit.audit.retrain import defend_recipe
-from mi_audit.audit.runner import averaging_of, default_batch
+from mi_audit.audit.runner import averaging_of
 from mi_audit.audit.scene import Scene, as_settings, open_scene, whole
 from mi_audit.audit.stopping import stops_early
 from mi_audit.audit.verifier import verifier_file, verifier_lesson
@@ -197,7 +198,7 @@ def _fit_shortly(scene: Scene, name: str) -> Fitted:
 
 def _step_seconds(scene: Scene, prior: Prior, views: int) -> float:
     """Time of one latent through the generator, and of `views` images through target and surrogates, both ways."""
-    batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
+    batch = batch_of(scene.plan.batch_size, scene.device, scene.size, scene.model.classifier, prior)
     space = prior.search
     surrogates = prior.surrogates.networks if isinstance(prior, AssistedPrior) else ()
     networks = (scene.model.target().logits, *surrogates)

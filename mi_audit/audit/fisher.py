@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit.attack import build_attacks, discard_pictures
+from mi_audit.audit.batching import chosen
 from mi_audit.audit.clock import Clock
 from mi_audit.audit.devices import on_device
 from mi_audit.audit.freezing_search import spec_of
@@ -100,7 +101,7 @@ def first_cut(
     found = at_most(from_attacks(scene, builds, moments), samples)
     private, rows = _validation(scene, samples), _rows(scene)
     scene.progress.stage(f"Fisher information: {len(private)} private images, {len(found.labels)} reconstructions")
-    run = Run(batch_size=scene.plan.batch_size or fisher.chunk_of(model.classifier))
+    run = Run(batch_size=chosen(scene.plan.batch_size, fisher.chunk_of(model.classifier)))
     with scene.clock.stage("fisher"):
         cls, mi = (
             Sample(
@@ -239,7 +240,7 @@ def _both(
     net, images = scene.model.classifier, pixels.float() / 255
     scene.progress.stage(f"Fisher information for {task}: {len(images)} images")
     run = Run(
-        batch_size=scene.plan.batch_size or fisher.chunk_of(net),
+        batch_size=chosen(scene.plan.batch_size, fisher.chunk_of(net)),
         on_step=lambda what, done, total: scene.progress.step(f"{task}: {what}", done, total),
     )
     with scene.clock.stage(f"fisher {task}"):

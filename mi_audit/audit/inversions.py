@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit.attack import attacked_classes
+from mi_audit.audit.batching import batch_of
 from mi_audit.audit.executor import InProcess
 from mi_audit.audit.fitting import Fitted, Knowledge, knowledge
 from mi_audit.audit.jobs import Job, JobFailure, Perform, Step, execute
-from mi_audit.audit.runner import BATCH, default_batch
+from mi_audit.audit.operations import marks
+from mi_audit.audit.runner import BATCH
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.audit.trajectory import Watched
 from mi_audit.core.attack import Attack
@@ -188,7 +190,9 @@ def _job(scene: Scene, name: str, attack: Attack[Any, Any], known: Knowledge, la
     net, plan = scene.model.classifier, scene.plan
     whom = (scene.model.sha256, scene.model.arch, net.size, net.mean_values, net.std_values, net.order)
     what = (name, attack.version, as_settings(attack), known.sha256, scene.size, moments, plan.max_queries)
-    return Job(name, (label,), plan.seed, digest("fisher job", whom, what, label, plan.seed))
+    return Job(
+        name, (label,), plan.seed, digest("fisher job", whom, what, label, plan.seed, *marks(plan, scene.device))
+    )
 
 
 def _performer(scene: Scene, attack: Attack[Any, Any], known: Knowledge, moments: int) -> Perform:
@@ -207,7 +211,7 @@ def _perform(
     watched = Watched(target, max(1, moments), scene.size)
     access = attack.threat_model()[0].access
     seen = restricted(watched if moments and access == Access.WHITE_BOX else target, access)
-    batch = scene.plan.batch_size or default_batch(scene.device, scene.size)
+    batch = batch_of(scene.plan.batch_size, scene.device, scene.size, scene.model.classifier, known.prior)
     run = Run(seed=job.seed, batch_size=batch, queries=target.ledger.spent)
     found = attack.run(seen, known.prior, torch.tensor(job.classes, device=scene.device), run)
     last = quantise(found.images.float()).cpu()

@@ -150,7 +150,10 @@ class Plan:
         halving: Candidates are ranked in rounds that drop the worse ones.
         prior_profile: `quick` or `standard`; None follows `profile`.
         prior_settings: Settings of the priors, by recipe name.
-        device, precision, batch_size: Where and how; None chooses the batch size by device. Not part of any id.
+        device, precision, batch_size: Where and how; `auto` chooses the batch size by device and free memory. Not part
+            of any id.
+        compile: Whether the networks that gradients go through are compiled; part of the ids of jobs when they are.
+        deterministic: Refuse operations that may give other results next time; part of the ids of jobs when it is on.
         devices: Processes that do the jobs, one per device. Not part of any id.
         views, view_kind: Views that white-box attacks average every gradient over; 1 is none. `paa` adds noise, `taa`
             crops and turns, `erase` fills squares.
@@ -193,7 +196,9 @@ class Plan:
     device: str = "auto"
     devices: int = 1
     precision: Literal["32", "bf16", "auto"] = "auto"
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
     chunk: int = 32
     max_queries: int | None = None
     images: Literal["none", "local"] = "local"

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit import control
+from mi_audit.audit.batching import batch_of
 from mi_audit.audit.fitting import Knowledge
 from mi_audit.audit.jobs import Job, Outcome, Step, execute
 from mi_audit.audit.measure import Gallery, measure_attack
+from mi_audit.audit.operations import carried_out, marks
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.savings import Saving, Savings, open_to, savings_of, taken_facts
 from mi_audit.audit.scene import Scene, as_settings
@@ -181,7 +183,7 @@ class Task:
     def __call__(self, job: Job, on_step: Step) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Reconstruct the classes of the job, and ask the target what it takes the pictures for."""
         # a target that is random in itself draws the same whatever ran before, so a resumed run has the same bytes
-        with seeded(self.device, job.seed, "job", job.id):
+        with carried_out(self.plan, self.device), seeded(self.device, job.seed, "job", job.id):
             return self._done(job, on_step)
 
     def _done(self, job: Job, on_step: Step) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -214,10 +216,11 @@ class Task:
         return tensors, facts | ({"steps": taken_facts(run.taken)} if run.taken else {})
 
     def _run(self, job: Job, on_step: Step) -> Run:
+        model, prior = self.models[job.seed].classifier, self.priors[job.seed].prior
         label = f"{job.attack}, seed {job.seed}, classes {job.classes[0]}-{job.classes[-1]}"
         return Run(
             seed=job.seed,
-            batch_size=self.plan.batch_size or default_batch(self.device, self.size),
+            batch_size=batch_of(self.plan.batch_size, self.device, self.size, model, prior),
             on_step=lambda stage, done, total: on_step(f"{label}: {stage}", done, total),
             precision="bf16" if self.plan.precision == "bf16" else "32",  # attacks are exact unless told otherwise
         )
@@ -270,11 +273,5 @@ class Runner:
             how = (plan.max_queries, mixed, self.scene.splits.train.fingerprint)
             for start in range(0, len(self.attacked), plan.chunk):
                 chunk = tuple(sorted(self.attacked[start : start + plan.chunk]))
-                yield Job(str(one.facts["name"]), chunk, seed, digest("job", what, whom, how, chunk, seed))
-
-
-def default_batch(device: str, size: int) -> int:
-    """Images decoded at once: what the caches of a processor hold, or what keeps an accelerator busy."""
-    if device.startswith("cpu"):
-        return 32 if size <= 64 else 8
-    return 512 if size <= 64 else 128
+                key = digest("job", what, whom, how, chunk, seed, *marks(plan, self.scene.device))
+                yield Job(str(one.facts["name"]), chunk, seed, key)

@@ -13,6 +13,7 @@ from mi_audit.audit.clock import Clock
 from mi_audit.audit.devices import on_device
 from mi_audit.audit.executor import InProcess, executor_for
 from mi_audit.audit.jobs import Executor
+from mi_audit.audit.operations import carried_out
 from mi_audit.audit.plan import ModelPlan, Plan
 from mi_audit.audit.progress import ProgressSink
 from mi_audit.audit.settings import plan_to_json
@@ -182,10 +183,11 @@ def open_scene(plan: Plan, kind: str, progress: ProgressSink, *, dry: bool = Fal
         raise DataError("expected public images for the attacker's prior, got none; give --public FOLDER")
     device = choose_device(plan.device)
     if dry:
-        with TemporaryDirectory() as nowhere, RunFolder(Path(nowhere)) as folder:
+        with carried_out(plan, device), TemporaryDirectory() as nowhere, RunFolder(Path(nowhere)) as folder:
             yield _load(plan, kind, device, folder, Clock(), progress)
         return
-    with executor_for(device, plan.devices) as executor, RunFolder(run_folder_path(plan, kind)) as folder:
+    path = run_folder_path(plan, kind)
+    with carried_out(plan, device), executor_for(device, plan.devices) as executor, RunFolder(path) as folder:
         if plan.fresh:
             folder.forget_jobs()
         # not fresh any more: what this run finishes from here on is kept when it is resumed

@@ -1,8 +1,8 @@
 """What the tables of settings are made of: kinds of values that flags, the environment and TOML spell alike."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 
 def _split(value: object) -> object:
@@ -24,6 +24,24 @@ Share = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)]
 Portion = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=1)]
 Chance = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, lt=1)]
+
+
+def _automatic_or_count(value: object) -> object:
+    """A whole number from 1, or the word."""
+    try:
+        number = value if value == "auto" or isinstance(value, bool | float) else int(str(value))
+    except ValueError:
+        number = None
+    if number == "auto" or (type(number) is int and number >= 1):
+        return number
+    raise ValueError("auto or a whole number from 1")
+
+
+AutomaticCount = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_automatic_or_count),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+]
 
 
 class Table(BaseModel):

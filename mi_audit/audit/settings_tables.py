@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from mi_audit.audit.settings_gate import BaselineTable, DecisionTable, Rules, WaiverTable
-from mi_audit.audit.settings_kinds import Count, Numbers, Portion, Rate, Share, Table, Whole, Words
+from mi_audit.audit.settings_kinds import AutomaticCount, Count, Numbers, Portion, Rate, Share, Table, Whole, Words
 
 Open = Mapping[str, Mapping[str, object]]
 
@@ -143,8 +143,16 @@ class RunTable(Table):
         default="auto",
         description="bf16 attacks in bfloat16, too, where that changes little; auto trains in it, where it is fast",
     )
-    batch_size: Count | None = Field(
-        default=None, description="largest number of images decoded at once; results do not depend on it", examples=[64]
+    batch_size: AutomaticCount = Field(
+        default="auto",
+        description="largest number of images decoded at once, or auto: by device and free memory; results do not "
+        "depend on it beyond rounding",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="compile the networks that gradients go through; auto: where it was measured to pay"
+    )
+    deterministic: bool = Field(
+        default=False, description="on accelerators, refuse operations that may give other results next time"
     )
     chunk: Count = Field(default=32, description="classes per job; a finished job is never run again")
     max_queries: Count | None = Field(

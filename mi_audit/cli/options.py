@@ -18,7 +18,10 @@ PANELS = {
     "model": "Model", "data": "Data", "run": "Attack", "defend": "Defense",
     "gate": "Gate", "baseline": "Gate", "decision": "Gate",
 }  # fmt: skip
-MACHINE = ("device", "devices", "precision", "batch_size", "chunk", "max_queries", "images", "out", "cache")
+MACHINE = (
+    "device", "devices", "precision", "batch_size", "compile", "deterministic",
+    "chunk", "max_queries", "images", "out", "cache",
+)  # fmt: skip
 SHORT: Mapping[Key, tuple[str, ...]] = {("run", "out"): ("-o",)}
 OUTPUT = "Output"
 

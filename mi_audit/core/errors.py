@@ -8,6 +8,7 @@
     ├── PriorTooWeak           exit 4   the attacker's prior cannot reach the attacked classes
     ├── Diverged               exit 4   a loss became NaN or infinite
     ├── QueryBudgetExceeded    exit 4   an attack asked the target more often than it was allowed to
+    ├── NotDeterministic       exit 4   an operation has no deterministic version
     ├── OutOfMemory            exit 4   a single sample does not fit the device
     ├── DeviceLost             exit 4   an accelerator, or every process of the run, stopped answering
     └── StorageError           exit 4   a result could not be written or is damaged
@@ -54,6 +55,10 @@ class Diverged(AuditError):
 
 class QueryBudgetExceeded(AuditError):
     """An attack exceeded the number of images it may ask the target about."""
+
+
+class NotDeterministic(AuditError):
+    """Every operation was asked to be deterministic, and one cannot be; the message names it."""
 
 
 class OutOfMemory(AuditError):

@@ -126,7 +126,7 @@ class PseudoPrivateTuning:
             Diverged: A loss became NaN or infinite.
         """
         weights = prior.decoder_weights
-        optimiser = torch.optim.Adam(weights, lr=self.tune_lr)
+        optimiser = torch.optim.Adam(weights, lr=self.tune_lr, fused=weights[0].is_cuda)
         losses = torch.empty(self.tune_steps)
         for weight in weights:
             weight.requires_grad_(True)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mi_audit.core.prior import Painting
+from mi_audit.nn.compiled import as_is, compiled
 from mi_audit.nn.epilogue import styled
 from mi_audit.nn.stylegan2 import TAPS, Block, Colour, Generator, Layered, Maps, ScaledLinear, Style, StyledConv
 
@@ -66,7 +67,9 @@ class FrozenGenerator(nn.Module):
         shape = generator.shape
         with torch.no_grad():
             self.blocks = nn.ModuleList(
-                FrozenBlock(block, shape.bound) for block in generator.blocks if isinstance(block, Block)
+                compiled(FrozenBlock(block, shape.bound).eval())
+                for block in generator.blocks
+                if isinstance(block, Block)
             )
         self.frugal: bool | None = None
         self.numbers = sum(2 * width * (4 << place) ** 2 for place, width in enumerate(shape.widths))
@@ -81,7 +84,7 @@ class FrozenGenerator(nn.Module):
             for place in blocks if blocks is not None else range(len(self.blocks)):
                 block = self.blocks[place]
                 if frugal:
-                    features, colours = checkpoint(block, styles, features, colours, mixed, use_reentrant=False)
+                    features, colours = checkpoint(as_is(block), styles, features, colours, mixed, use_reentrant=False)
                 else:
                     features, colours = block(styles, features, colours, mixed)
         assert features is not None and colours is not None

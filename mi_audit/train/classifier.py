@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Training
-from mi_audit.core.errors import ConfigError, DataError, Diverged
+from mi_audit.core.errors import DataError, Diverged
 from mi_audit.core.prior import Progress
 from mi_audit.core.types import Labels, Scalar
 from mi_audit.nn.freezing import train_mode
@@ -20,7 +20,7 @@ from mi_audit.train.accuracy import hits_and_loss
 from mi_audit.train.feeding import Batch, Feed, fastest_layout
 from mi_audit.train.objective import Loss, Objective, Position, cross_entropy
 from mi_audit.train.prefix import AGAIN, FrozenPrefix, frozen_prefix
-from mi_audit.train.recipe import Recipe
+from mi_audit.train.recipe import Recipe, optimiser_of
 from mi_audit.train.seeding import seeded
 
 
@@ -153,7 +153,7 @@ class _Course:
             self.train, recipe.batch_size, recipe.augment, layout, self.seed, self.device,
             images_per_class=self.objective.images_per_class,
         )  # fmt: skip
-        self.optimiser = _optimiser(self.model, recipe)
+        self.optimiser = optimiser_of(recipe, _trainable(self.model))
         largest = int(self.train.labels.bincount().max())
         about = Training(
             images=len(self.train), largest_class=largest, batch_size=recipe.batch_size, epochs=recipe.epochs,
@@ -290,11 +290,3 @@ class _Course:
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
-
-
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if not (weights := _trainable(model)):
-        raise ConfigError("expected at least one trainable parameter, got none; freeze less of the network")
-    if recipe.optimiser == "adam":
-        return torch.optim.Adam(weights, recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(weights, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True)

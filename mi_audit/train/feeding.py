@@ -70,7 +70,7 @@ class Feed:
         self.count, self.seed, self.device = len(data), seed, device
         self.augmentation: Augmentation = augmentation
         self.layout = layout
-        self.pixels, self.labels = _resident(data, device)
+        self.pixels, self.labels = resident(data, device)
         starts = [start for start in range(0, self.count, batch_size) if start == 0 or self.count - start > 1]
         self.slices = [slice(start, min(start + batch_size, self.count)) for start in starts]
 
@@ -93,9 +93,9 @@ class Feed:
         return self._serve(rows.to(self.pixels.device), torch.rand(len(rows), DRAWS, generator=rng).to(self.device))
 
     def _serve(self, rows: Labels, uniform: Float[Tensor, "b 6"]) -> tuple[Images, Labels]:
-        pixels = self.pixels[rows].to(self.device, non_blocking=True)
+        pixels = sent(self.pixels[rows], self.device)
         images = augment(pixels.float() / 255, uniform, self.augmentation)
-        labels = self.labels[rows].to(self.device, non_blocking=True)
+        labels = sent(self.labels[rows], self.device)
         return images.contiguous(memory_format=self.layout), labels
 
 
@@ -120,10 +120,18 @@ def balanced(order: Labels, classes: Labels, size: int, rng: torch.Generator) ->
     return order[((group + phase[label]) / groups).argsort(stable=True)]
 
 
-def _resident(data: Dataset, device: str) -> tuple[Tensor, Tensor]:
+def resident(data: Dataset, device: str) -> tuple[Tensor, Tensor]:
+    """Pixels and labels on `device`, unless they would take more than a quarter of its free memory: then on the CPU."""
     if torch.device(device).type == "cuda" and data.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
         return data.pixels, data.labels
     return data.pixels.to(device), data.labels.to(device)
+
+
+def sent(batch: Tensor, device: str) -> Tensor:
+    """`batch` on `device`; an accelerator fetches it while it still computes, from memory that cannot be swapped."""
+    if batch.device.type == "cpu" and torch.device(device).type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 @torch.no_grad()

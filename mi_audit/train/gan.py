@@ -19,6 +19,7 @@ from mi_audit.nn.gan import Networks
 from mi_audit.nn.precision import Precision, autocast
 from mi_audit.train import checkpoint as checkpoints
 from mi_audit.train.augment import distorted, mirrored
+from mi_audit.train.feeding import resident, sent
 from mi_audit.train.seeding import seeded, stream
 
 ADAPTING = 500_000  # public images in which an adapting chance of distortions can go from 0 to 1
@@ -112,8 +113,7 @@ class _Contest:
         self.settings, self.seed, self.device = settings, seed, device
         self.latent, self.classes = networks.latent, networks.classes
         self.batch = min(settings.batch_size, len(public))
-        self.pixels = public.pixels.to(device)
-        self.labels = public.labels.to(device)
+        self.pixels, self.labels = resident(public, device)
         self.orders: dict[int, tuple[int, Tensor]] = {}
         layout = torch.channels_last
         self.generator = networks.generator.to(device, memory_format=layout).train().requires_grad_(True)  # type: ignore[call-overload]
@@ -146,8 +146,8 @@ class _Contest:
         number = torch.arange(self.batch, device=self.device)
         round = Round(
             step=step,
-            rows=rows,
-            labels=self.labels[rows],
+            rows=rows.to(self.device),
+            labels=sent(self.labels[rows], self.device),
             real=real,
             seen_real=self._view(real, views[0]),
             more_real=tuple(self._more(step, copy, rng) for copy in range(1, objective.real_batches)),
@@ -225,11 +225,11 @@ class _Contest:
         epoch, place = divmod(step, len(self.pixels) // self.batch)
         if copy not in self.orders or self.orders[copy][0] != epoch:
             rng = stream(self.seed, "epoch", epoch, *([copy] if copy else []))
-            self.orders[copy] = epoch, torch.randperm(len(self.pixels), generator=rng).to(self.device)
+            self.orders[copy] = epoch, torch.randperm(len(self.pixels), generator=rng).to(self.pixels.device)
         return self.orders[copy][1][place * self.batch : (place + 1) * self.batch]
 
     def _real(self, rows: Labels, flip: Float[Tensor, " b"], rng: torch.Generator) -> Images:
-        images = self.pixels[rows].float() / 255
+        images = sent(self.pixels[rows], self.device).float() / 255
         if self.settings.dither:
             noise = torch.rand(images.shape, generator=rng).to(self.device)
             images = images.lerp(noise, self.settings.dither)  # stays in [0, 1]

@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.finite import require_finite
@@ -52,6 +54,22 @@ class Recipe:
                 rising = progress < 0.25
                 low, share = (0.04, 1 - progress / 0.25) if rising else (0.0, (progress - 0.25) / 0.75)
                 return self.lr * (low + (1 - low) * (1 + math.cos(math.pi * share)) / 2)
+
+
+def optimiser_of(recipe: Recipe, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the trainable weights; one launch for all of them where they are on an accelerator.
+
+    On processors fused updates round otherwise, and trainings there would not come out as before.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not weights:
+        raise ConfigError("expected at least one trainable parameter, got none; freeze less of the network")
+    lr, decay, fused = recipe.lr, recipe.weight_decay, weights[0].is_cuda
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(weights, lr, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=decay, nesterov=True, fused=fused)
 
 
 def stated_recipe(stated: Mapping[str, object]) -> Recipe:

@@ -52,6 +52,35 @@ def test_every_layer_beats_the_one_below(tmp_path):
     assert origins["run.classes"] == "default"
 
 
+@pytest.mark.parametrize(("text", "size"), [("auto", "auto"), ("12", 12), ("1", 1)])
+def test_a_batch_size_is_a_number_or_chosen_on_the_command_line_and_in_a_file(tmp_path, text, size):
+    assert merged({("run", "batch_size"): text}, folder=tmp_path).settings.run.batch_size == size
+    assert merged(environment={"MI_AUDIT_BATCH_SIZE": text}, folder=tmp_path).settings.run.batch_size == size
+    write(tmp_path, f"[run]\nbatch_size = {text!r}" if text == "auto" else f"[run]\nbatch_size = {text}")
+    assert merged(folder=tmp_path).settings.run.batch_size == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "often", "1.5", "true", 1.5, True])
+def test_other_batch_sizes_are_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match="--batch-size to be auto or a whole number from 1, got"):
+        merged({("run", "batch_size"): text}, folder=tmp_path)
+
+
+def test_how_to_compute_reaches_the_plan_and_what_changes_results_the_command(tmp_path):
+    flags = {
+        ("model", "ref"): "m",
+        ("run", "compile"): "on",
+        ("run", "deterministic"): True,
+        ("run", "batch_size"): "8",
+    }
+    plan = plan_of(merged(flags, folder=tmp_path), "attack", lambda: TAGS)
+    assert (plan.compile, plan.deterministic, plan.batch_size) == ("on", True, 8)
+    assert plan.command == "mi-audit attack m --compile on --deterministic"
+    assert plan_from_json(plan_to_json(plan)) == plan
+    usual = plan_of(merged({("model", "ref"): "m"}, folder=tmp_path), "attack", lambda: TAGS)
+    assert (usual.compile, usual.deterministic, usual.batch_size) == ("auto", False, "auto")
+
+
 def test_a_flag_beats_the_same_key_in_set(tmp_path):
     assert merged({SEEDS: "5"}, ["run.seeds=6"], folder=tmp_path).settings.run.seeds == 5
 

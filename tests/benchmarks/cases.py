@@ -14,7 +14,7 @@ from mi_audit.attacks.kedmi import KEDMI
 from mi_audit.attacks.lomma import LOMMA
 from mi_audit.attacks.plg_mi import PLGMI
 from mi_audit.attacks.ppa import PPA
-from mi_audit.audit.runner import default_batch
+from mi_audit.audit.batching import default_batch
 from mi_audit.core.attack import Attack
 from mi_audit.core.prior import AssistedPrior, Prior
 from mi_audit.core.reconstruction import Reconstructions

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mi_audit.core.dataset import Dataset
 from mi_audit.core.errors import ConfigError
 from mi_audit.train.augment import DRAWS, augment
-from mi_audit.train.feeding import Feed, balanced
+from mi_audit.train.feeding import Feed, balanced, resident, sent
 from mi_audit.train.seeding import stream
 from tests import toy
 
@@ -139,3 +139,25 @@ def test_balanced_batches_are_augmented_with_their_own_numbers():
 def test_groups_of_which_two_do_not_fit_are_refused(wanted):
     with pytest.raises(ConfigError, match=r"expected from 1 to 4 images per class in a batch of 9, got"):
         feed(numbered(8, 8), 9, wanted)
+
+
+def test_images_stay_where_they_are_when_a_quarter_of_the_memory_is_too_little(monkeypatch):
+    data = numbered(100)  # 100 bytes
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    for free, there in ((400, 2), (399, 0)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=free: (free, 10**9))
+        moved.clear()
+        resident(data, "cuda")
+        assert len(moved) == there
+
+
+def test_batches_for_an_accelerator_are_fetched_from_pinned_memory(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **how: asked.append((device, how)) or self)
+    sent(torch.zeros(2), "cuda:1")
+    assert asked == ["pinned", ("cuda:1", {"non_blocking": True})]
+    asked.clear()
+    sent(torch.zeros(2), "cpu")
+    assert asked == [("cpu", {})]

@@ -1,0 +1,130 @@
+"""How many images are decoded at once, from memory numbers that were made up."""
+
+import pytest
+import torch
+
+from mi_audit.audit import batching
+from mi_audit.audit.batching import batch_of, bytes_per_image, chosen, default_batch, fitting, search_step
+from mi_audit.core.prior import AssistedPrior, CriticPrior, Surrogates
+from mi_audit.nn.classifier import Classifier
+from mi_audit.store import memory
+from tests.toy import ToyPrior
+
+GIB = 2**30
+
+
+def classifier(size: int = 2) -> Classifier:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * size * size, 4))
+    return Classifier(net, size=size, channels=3, mean=(0.5,), std=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("free", "each", "batch"),
+    [
+        (None, 10, 512),  # unknown
+        (10_000, None, 512),
+        (10_240, 10, 512),  # half is 5120: exactly 512
+        (10_239, 10, 256),  # one byte less: 511 of them, down to a power of two
+        (300, 10, 8),  # 15
+        (320, 10, 16),
+        (10, 10, 1),  # not even one
+        (0, 10, 1),
+    ],
+)
+def test_half_the_free_memory_holds_a_power_of_two_of_images(free: int | None, each: int | None, batch: int):
+    assert fitting(512, free, each) == batch
+
+
+def test_a_default_that_is_no_power_of_two_is_kept_when_it_fits():
+    assert fitting(100, 2000, 10) == 100 and fitting(100, 1999, 10) == 64
+
+
+def test_memory_per_image_is_what_two_more_rows_take_after_a_warming_pass():
+    seen = []
+
+    def peak(rows: int) -> int:
+        seen.append(rows)
+        return 1000 + 70 * rows + (5000 if len(seen) == 1 else 0)  # the first pass builds what stays
+
+    assert bytes_per_image(peak) == 70 and seen == [2, 2, 4]
+    assert bytes_per_image(lambda rows: 1000 + rows // 4) == 1  # half a byte is one
+    assert bytes_per_image(lambda _rows: 1000) is None
+
+
+def test_a_device_too_full_for_the_measurement_says_nothing_and_other_errors_are_not_swallowed():
+    def full(rows: int) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(rows: int) -> int:
+        raise RuntimeError("shapes do not match")
+
+    assert bytes_per_image(full) is None
+    with pytest.raises(RuntimeError, match="shapes"):
+        bytes_per_image(broken)
+
+
+def test_a_wanted_number_is_taken_as_it_is_and_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: pytest.fail("asked"))
+    assert batch_of(7, "cpu", 64, classifier(), ToyPrior()) == 7
+    assert chosen(7, 32) == 7 and chosen("auto", 32) == 32
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "batch"),
+    [
+        (64, 2 * GIB, 32),  # half of it holds 32 images of 512 MiB / 16
+        (64, 2 * GIB - 1, 16),
+        (128, 2 * GIB, 8),  # 512 MiB / 4 each
+        (128, GIB // 2, 2),
+        (256, 8 * GIB, 8),
+        (256, 7 * GIB, 4),
+        (64, None, 32),
+    ],
+)
+def test_a_processor_takes_what_its_caches_hold_unless_memory_is_short(monkeypatch, size, free, batch):
+    monkeypatch.setattr(memory, "available", lambda: free)
+    assert batch_of("auto", "cpu", size, classifier(), ToyPrior()) == batch
+
+
+def test_a_target_that_is_fed_larger_images_takes_their_memory(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 2 * GIB)
+    assert batch_of("auto", "cpu", 64, classifier(128), ToyPrior()) == 8  # 1 GiB of 128 MiB each
+
+
+def test_an_accelerator_takes_what_was_measured_over_what_is_free(monkeypatch):
+    monkeypatch.setattr(batching, "_peak", lambda _device, rows, _model, _prior: 100 + 50 * rows)
+    monkeypatch.setattr(batching, "_free", lambda _device: 10_000)
+    assert batch_of("auto", "cuda", 64, classifier(), ToyPrior()) == 64  # 5000 / 50 = 100
+    monkeypatch.setattr(batching, "_free", lambda _device: 10**9)
+    assert batch_of("auto", "cuda:1", 64, classifier(), ToyPrior()) == default_batch("cuda", 64) == 512
+    assert batch_of("auto", "cuda", 128, classifier(), ToyPrior()) == 128
+    assert batch_of("auto", "mps", 64, classifier(), ToyPrior()) == 512
+
+
+def test_free_memory_counts_what_this_process_holds_and_does_not_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 20)
+    assert batching._free("cuda") == 130
+
+
+def test_a_measured_step_goes_through_every_network_and_moves_no_random_numbers():
+    passed, net = [], classifier()
+    before = torch.random.get_rng_state()
+    net.register_full_backward_hook(lambda *_: passed.append("target"))
+
+    def noted(name):
+        def network(images):
+            images.register_hook(lambda _gradient: passed.append(name))
+            return images.flatten(1) + torch.rand(1)
+
+        return network
+
+    class WithCritic(ToyPrior, CriticPrior):
+        def realism(self, images):
+            return noted("critic")(images).sum(dim=1)
+
+    students = Surrogates((noted("student"),), torch.zeros(1), torch.ones(1))
+    search_step("cpu", 3, net.train(), AssistedPrior(WithCritic(), students))
+    assert {"target", "student", "critic"} <= set(passed) and net.training
+    assert torch.equal(torch.random.get_rng_state(), before)
