@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # for both sides, as the program has it
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler that counts memory says too much
 
 import torch
 

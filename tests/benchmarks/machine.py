@@ -1,8 +1,11 @@
 """What the machine can do, what a run asks of it, and what it took: ceilings, operations, bytes."""
 
+import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,7 +86,7 @@ def peak(work: Callable[[], object], device: str) -> int:
         work()
         finish()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    with silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         work()
     results = watched.profiler.kineto_results
     changes = [event.nbytes() for event in results.events() if event.name() == "[memory]"]
@@ -92,3 +95,17 @@ def peak(work: Callable[[], object], device: str) -> int:
         now += change
         most = max(most, now)
     return most
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Nothing that is not Python writes to the terminal: the profiler announces every start and stop."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

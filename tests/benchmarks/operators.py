@@ -7,8 +7,10 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.cases import Case, Engine, Reference
+from tests.benchmarks.machine import silenced
 from tests.benchmarks.paired import finish
 from tests.benchmarks.rows import Options
+from tests.benchmarks.steady import every_step_mixed
 from tests.benchmarks.worlds import build_world
 
 TOP = 15
@@ -31,7 +33,8 @@ def operators(case: Case, options: Options, trace: Path | None = None) -> str:
     tables = []
     for name, run in runs.items():
         options.say(f"{name}: profiling")
-        seen = profiled(run, options.device)
+        with every_step_mixed():
+            seen = profiled(run, options.device)
         if trace is not None:
             file = trace.with_name(f"{trace.stem}-{name.replace(' ', '-')}.json")
             seen.export_chrome_trace(str(file))
@@ -44,7 +47,7 @@ def profiled(run: Callable[[], object], device: str) -> profile:
     run()
     finish()
     on_device = [ProfilerActivity.CUDA] if device.startswith("cuda") else []
-    with profile(activities=[ProfilerActivity.CPU, *on_device]) as seen:
+    with silenced(), profile(activities=[ProfilerActivity.CPU, *on_device]) as seen:
         run()
         finish()
     return seen

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_audit.core.early_stop import EarlyStop
 from mi_audit.core.reconstruction import Reconstructions
 from mi_audit.core.run import Run
 from tests.benchmarks import machine, paired, quality
@@ -211,15 +212,27 @@ def _compared(case: Case, options: Options) -> dict[Precision, Row]:
         engine = Engine(case, built, options.device, precision)
         course = _course(case, built, options, lambda size, seed, engine=engine: engine.run(size, seed=seed))
         line = _quality(engine, once, found, work, course, plain, exact=precision == "32")
-        fast = quality.time_to_quality(course.points, wanted)
+        early = _early(case, built, engine, options)
+        fast = quality.time_to_quality([*course.points, (early["seconds"], early["rate"])], wanted)
         result[precision] = line.as_columns() | {
             "accuracy": list(built.accuracy or ()),
             "rate_wanted": wanted,
+            "early_stop": early | {"seconds_without": course.points[-1][0], "rate_without": course.points[-1][1]},
             "time_to_quality_s": fast,
             "reference_time_to_quality_s": slow,
             "time_to_quality_ratio": slow / fast if slow and fast and wanted > 0 else None,
         }
     return result
+
+
+def _early(case: Case, built: Built, engine: Engine, options: Options) -> dict[str, float]:
+    """What leaving the batch when a loss stands still comes to: seconds, rate, and the share of the steps taken."""
+    run = Run(batch_size=engine.batch, early_stop=EarlyStop())
+    seconds, found = _timed(lambda: engine.run(case.judged, run=run), options)
+    rate = float(quality.hits(built.evaluator.to(options.device).eval(), found.images, found.labels).mean())
+    rows = [(one, count) for one, count in run.taken.items()]
+    share = sum(one.taken * count for one, count in rows) / sum(one.asked * count for one, count in rows)
+    return {"seconds": seconds, "rate": rate, "steps": share}
 
 
 def _quality(

@@ -37,7 +37,9 @@ agree; in bfloat16 losses and rates have to.
 
 ## Time to quality
 
-Seconds until a run reaches nine tenths of the plain loop's final rate, at a quarter, a half or all of the steps.
+Seconds until a run reaches nine tenths of the plain loop's final rate, at a quarter, a half or all of the steps; the
+engine also with `--early-stop`, whose seconds and rate are beside those of all steps. Runs of so few images differ by
+chance, and a search of few steps has little to leave out.
 
 {course}
 
@@ -112,7 +114,7 @@ def qualities(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def courses(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["case", "precision", "rate", "engine s", "plain s", "ratio"]
+    head = ["case", "precision", "rate", "engine s", "plain s", "ratio", "all steps", "early stop", "steps taken"]
     return [
         head,
         *(
@@ -123,8 +125,12 @@ def courses(rows: Sequence[Row]) -> list[list[str]]:
                 _number(row["time_to_quality_s"], ".2f"),
                 _number(row["reference_time_to_quality_s"], ".2f"),
                 _number(row["time_to_quality_ratio"], ".2f"),
+                f"{early['seconds_without']:.1f} s, {early['rate_without']:.2f}",
+                f"{early['seconds']:.1f} s, {early['rate']:.2f}",
+                f"{early['steps']:.0%}",
             ]
             for row in rows
+            for early in [row["early_stop"]]
         ),
     ]
 

@@ -18,7 +18,9 @@ def row(**changes):
         "gigaflop_per_image_iteration": 6.67, "ceiling_gflops": 350.0, "mfu": 0.71, "reference_mfu": 0.36,
         "memory_per_image": 7.7e6, "reference_memory_per_image": 12.6e6, "scaling": {"10": 60.0, "30": 61.0},
         "rate_wanted": 0.67, "time_to_quality_s": 3.0, "reference_time_to_quality_s": 9.0,
-        "time_to_quality_ratio": 3.0, **line.as_columns(), **changes,
+        "time_to_quality_ratio": 3.0,
+        "early_stop": {"seconds": 2.5, "rate": 0.7, "steps": 0.62, "seconds_without": 4.0, "rate_without": 0.8},
+        **line.as_columns(), **changes,
     }  # fmt: skip
 
 
@@ -41,7 +43,9 @@ def test_unequal_results_are_said():
 
 
 def test_what_was_not_measured_is_a_dash():
-    assert table.courses([row(time_to_quality_s=None, time_to_quality_ratio=None)])[1][3:] == ["-", "9.00", "-"]
+    assert table.courses([row(time_to_quality_s=None, time_to_quality_ratio=None)])[1][3:] == [
+        "-", "9.00", "-", "4.0 s, 0.80", "2.5 s, 0.70", "62%",
+    ]  # fmt: skip
     assert table.hardware([row(mfu=None)])[1][4] == "-"
 
 
