@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mi_audit.core.prior import AssistedPrior, CriticPrior, Prior
 from mi_audit.core.run import is_out_of_memory
@@ -99,12 +100,14 @@ def search_step(device: str, rows: int, model: Classifier, prior: Prior) -> None
 
     No random generator moves.
     """
-    space = prior.search
-    students, critic = (prior.surrogates.networks, prior.prior) if isinstance(prior, AssistedPrior) else ((), prior)
+    space, critic, judges = prior.search, prior, list[Callable[[Tensor], Tensor]]([model])
+    if isinstance(prior, AssistedPrior):
+        critic = prior.prior
+        judges += prior.surrogates.networks
     with seeded(device, 0, "batch"), compiling(False), evaluating(model), torch.enable_grad():
         latents = space.draw(torch.zeros(rows, space.width, device=device)).detach().requires_grad_()
         images = space.decode(latents)
-        scores = [network(images).float().sum() for network in (model, *students)]
+        scores = [network(images).float().sum() for network in judges]
         if isinstance(critic, CriticPrior):
             scores.append(critic.realism(images).float().sum())
         torch.autograd.grad(torch.stack(scores).sum(), latents)

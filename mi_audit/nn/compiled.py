@@ -77,7 +77,7 @@ def compiled(net: Network) -> Network:
 
 
 def as_is(net: nn.Module) -> Callable[..., Any]:
-    """A pass of `net` that is never compiled: what is computed again in a backward pass has to be the same both times."""
+    """A pass of `net` that is never compiled, for what is computed again going back: it has to be the same both times."""
     return type(net).forward.__get__(net)
 
 
