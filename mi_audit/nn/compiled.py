@@ -78,7 +78,7 @@ def compiled(net: Network) -> Network:
 
 
 def as_is(net: nn.Module) -> Callable[..., Any]:
-    """A pass of `net` that is never compiled, for what is computed again going back, the same both times."""
+    """A pass of `net` that is never compiled: what a backward pass computes again has to be the same both times."""
     return type(net).forward.__get__(net)
 
 

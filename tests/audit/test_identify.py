@@ -45,7 +45,7 @@ def test_a_right_model_stays_as_declared():
 
 
 def test_the_accuracy_of_an_api_is_that_of_its_answers_and_no_reason_to_doubt_the_model():
-    model = loaded(edits=(OutputNoise(deviation=50.0).edit(),))
+    model = loaded(edits=(OutputNoise(deviation=10.0).edit(),))
     settled, measured = identify(model, toy.dataset(), "cpu")
     assert measured == measured_accuracy(settled, toy.dataset(), "cpu") and measured.value < 0.7
 

@@ -155,7 +155,7 @@ def test_an_interrupted_training_goes_on_but_not_for_another_start(scene, tmp_pa
 
 
 def test_the_accuracy_of_a_model_that_hides_its_answers_is_that_of_the_answers(scene):
-    noisy = compose("output-noise", {"output-noise": {"deviation": 50.0}}, None)
+    noisy = compose("output-noise", {"output-noise": {"deviation": 10.0}}, None)
     model, facts = trained(scene, noisy, start(scene, 5), PLAIN.recipe, 0)
     shown = sum(row.value * row.count for row in facts.accuracy_per_class) / facts.accuracy.count
     assert facts.accuracy.value == pytest.approx(shown) and facts.accuracy.value == model.defense["test_accuracy"]

@@ -52,7 +52,7 @@ def test_realism_is_the_log_probability_of_being_real():
     recipe = smoke()
     prior = recipe.restore(fitted(recipe, public()), 32, 3, "cpu")
     images = torch.rand(4, 3, 32, 32)
-    _, logits = prior._critic(images)
+    _, logits = prior.critic(images)
     odds = logits.exp().sum(dim=1)
     torch.testing.assert_close(prior.realism(images), (odds / (odds + 1)).log())
 
@@ -60,8 +60,8 @@ def test_realism_is_the_log_probability_of_being_real():
 def test_the_critic_remembers_public_images():
     recipe = smoke()
     prior = recipe.restore(fitted(recipe, public()), 32, 3, "cpu")
-    assert prior._critic.comparison.compared.abs().sum() > 0
-    assert len(prior._critic.comparison.compared.flatten(1).unique(dim=0)) == 8
+    assert prior.critic.comparison.compared.abs().sum() > 0
+    assert len(prior.critic.comparison.compared.flatten(1).unique(dim=0)) == 8
 
 
 def test_decoding_is_differentiable_in_the_latents_and_weights_take_no_gradient():
