@@ -100,13 +100,14 @@ def search_step(device: str, rows: int, model: Classifier, prior: Prior) -> None
 
     No random generator moves.
     """
-    space = prior.search
-    students, critic = (prior.surrogates.networks, prior.prior) if isinstance(prior, AssistedPrior) else ((), prior)
+    space, critic, judges = prior.search, prior, list[Callable[[Tensor], Tensor]]([model])
+    if isinstance(prior, AssistedPrior):
+        critic = prior.prior
+        judges += prior.surrogates.networks
     with seeded(device, 0, "batch"), compiling(False), evaluating(model), torch.enable_grad():
         latents = space.draw(torch.zeros(rows, space.width, device=device)).detach().requires_grad_()
         images = space.decode(latents)
-        networks: list[Callable[..., Tensor]] = [model, *students]
-        scores = [network(images).float().sum() for network in networks]
+        scores = [network(images).float().sum() for network in judges]
         if isinstance(critic, CriticPrior):
             scores.append(critic.realism(images).float().sum())
         torch.autograd.grad(torch.stack(scores).sum(), latents)

@@ -64,7 +64,8 @@ def compiled(net: Network) -> Network:
     are filled by copies of the last one. So a batch that shrinks does not compile for ever.
 
     The first pass of each number is run both ways. When the compiler fails, no gradient comes back, or the results are
-    farther from those in single precision than twice what the network itself is, then it runs as it is from there on.
+    farther from those in single precision than twice what the network itself is, then it runs as it is from there on,
+    in that precision.
 
     Args:
         net: Each row of what it gives depends on the same row of what it is given. It is changed in place, and so
@@ -87,14 +88,14 @@ class _Quick:
 
     net: nn.Module
     backend: Backend
-    broken: bool = False
+    refused: set[Kind] = field(default_factory=set)
     known: dict[tuple[Kind, int], Callable[..., Any]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "known": {}}  # every process and every copy compiles for itself
+        return {**self.__dict__, "known": {}, "refused": set()}  # every process and every copy compiles for itself
 
     def __call__(self, *given: Any) -> Any:  # noqa: ANN401
-        kind = None if self.broken or _backend.get() is None else self._kind(given)
+        kind = self._kind(given) if _backend.get() is not None else None
         rows = len(given[0]) if kind is not None else 0
         size = self._size(kind, rows) if kind is not None else None
         if kind is None or size is None:
@@ -120,6 +121,8 @@ class _Quick:
 
     def _size(self, kind: Kind, rows: int) -> int | None:
         """How many rows these are filled up to; None leaves them to the network as it is."""
+        if kind in self.refused:
+            return None
         sizes = [size for known, size in self.known if known == kind]
         power = max(FEWEST, 1 << (rows - 1).bit_length())
         if fitting := [size for size in sizes if rows <= size <= power]:
@@ -142,11 +145,11 @@ class _Quick:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             _log.warning("%s is not compiled, the compiler failed: %s", name, reason)
-            self.broken = True
+            self.refused.add(kind)
             return None
         if not same:
             _log.warning("%s is not compiled: it would give something else", name)
-            self.broken = True
+            self.refused.add(kind)
             return None
         self.known[kind, size] = ready
         return ready
@@ -186,13 +189,16 @@ def _same(plain: Callable[..., Any], ready: Callable[..., Any], given: Sequence[
         with single(str(device)):
             exact = _passed(plain, given)
         usual, ours = _passed(plain, given), _passed(ready, given)
-    return len(ours) == len(exact) and all(map(_as_close, ours, usual, exact))
+    if len(ours) != len(exact):
+        return False
+    coarsest = max(torch.finfo(part.dtype).eps for part in usual)  # a network may be told to compute in bfloat16
+    rounding = max(ROUNDING, 2 * coarsest)
+    return all(_as_close(*parts, rounding) for parts in zip(ours, usual, exact, strict=True))
 
 
-def _as_close(ours: Tensor, usual: Tensor, exact: Tensor) -> bool:
+def _as_close(ours: Tensor, usual: Tensor, exact: Tensor, rounding: float) -> bool:
     if ours.shape != exact.shape:
         return False
-    rounding = max(ROUNDING, 2 * torch.finfo(usual.dtype).eps)
     allowed = 2 * (usual.float() - exact.float()).abs().max() + rounding * exact.abs().max().clamp_min(1e-6)
     return bool((ours.float() - exact.float()).abs().max() <= allowed)  # False for NaN
 

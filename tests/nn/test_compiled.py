@@ -15,6 +15,8 @@ from mi_audit.core.run import is_out_of_memory
 from mi_audit.nn import compiled as module
 from mi_audit.nn.compiled import SIZES, compiled, compiles, compiling, pays
 from mi_audit.nn.frozen import frozen
+from mi_audit.nn.stylegan2 import Generator, Shape
+from mi_audit.nn.stylegan2_frozen import FrozenGenerator
 
 passes: list[int] = []
 
@@ -170,6 +172,24 @@ def test_several_inputs_and_outputs_keep_their_rows():
         assert len(quick.forward.known) == 2
 
 
+@pytest.mark.parametrize("frugal", [False, True])
+def test_the_blocks_of_a_style_generator_are_compiled_unless_computed_again(frugal):
+    generator = Generator(Shape(32, 1, (4, 4, 4, 4), 8, 8, 1)).eval().requires_grad_(False)
+    styles = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def painted(painter):
+        painter.frugal, given = frugal, styles.clone().requires_grad_()
+        gave = painter.paint(given).colours
+        return gave.detach(), torch.autograd.grad(gave.square().sum(), given)[0]
+
+    expected = painted(FrozenGenerator(generator))
+    with compiling(True, "eager"):
+        painter = FrozenGenerator(generator)
+        gave = painted(painter)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gave, expected, strict=True))
+    assert {len(block.forward.known) for block in painter.blocks} == {0 if frugal else 1}
+
+
 def failing(graph, example):
     raise RuntimeError("expected a compiler, got none")
 
@@ -208,7 +228,7 @@ def test_a_device_without_memory_is_no_failure_of_the_compiler():
         quick = compiled(network())
         with pytest.raises(RuntimeError) as caught:
             both(quick, 8)
-        assert is_out_of_memory(caught.value) and not quick.forward.broken
+        assert is_out_of_memory(caught.value) and not quick.forward.refused
 
 
 def test_random_numbers_are_left_alone():
@@ -232,4 +252,4 @@ def test_inductor_gives_what_the_network_gives():
         with torch.autocast("cpu", torch.bfloat16):
             mixed, usual = both(quick, 20), both(net, 20)
         assert torch.allclose(mixed[0].float(), usual[0].float(), atol=0.02)
-    assert not quick.forward.broken and len(quick.forward.known) == 3
+    assert not quick.forward.refused and len(quick.forward.known) == 3
