@@ -126,16 +126,16 @@ def test_an_exhausted_query_budget_fails_the_jobs_and_is_listed(digits: Path, ca
 
 
 def test_nan_in_one_class_is_listed_the_others_go_on_and_the_exit_code_says_so(digits, cache, tmp_path, monkeypatch):
-    losses = Descent._losses
+    found = Descent._gradient
 
     def broken(search, latents, labels, *given):
-        identity, loss = losses(search, latents, labels, *given)
-        return identity.masked_fill(labels == 3, float("nan")), loss
+        identity, gradient = found(search, latents, labels, *given)
+        return identity.masked_fill(labels == 3, float("nan")), gradient
 
     plan = replace(digit_plan(digits, tmp_path / "run", cache), seeds=1, controls=())
     plan = replace(plan, attacks=plan.attacks[:1])
     with monkeypatch.context() as patch:
-        patch.setattr(Descent, "_losses", broken)
+        patch.setattr(Descent, "_gradient", broken)
         report = run_attack(plan)
     (failed,) = report.attacks[0].failed
     assert failed.startswith("gmi-s0-c0003-0003") and "[3]" in failed
