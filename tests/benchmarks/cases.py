@@ -208,7 +208,7 @@ def quick() -> dict[str, Case]:
             method=GMI,
             loop=reference.gmi,
             timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 8, **ALONE}),
-            judged=Size(world=SMALL, classes=10, batch=10, settings={"steps": 40, **ALONE}),
+            judged=Size(world=SMALL, classes=10, batch=10, settings={"steps": 32, **ALONE}),
             goals=(1.8, 3.4, 3.5),
             scaled=(1, 3),
         ),
@@ -217,7 +217,7 @@ def quick() -> dict[str, Case]:
             method=KEDMI,
             loop=reference.kedmi,
             timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 8, "samples": 1}),
-            judged=Size(world=SMALL, classes=10, batch=10, settings={"steps": 40, "samples": 2, "lr": 0.1}),
+            judged=Size(world=SMALL, classes=10, batch=10, settings={"steps": 24, "samples": 2, "lr": 0.1}),
             goals=(1.8, 3.4, 3.5),
         ),
         "lomma": Case(

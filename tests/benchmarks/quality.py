@@ -15,6 +15,7 @@ from mi_audit.nn.optimisers import Optimiser
 
 COSINE, STEP = 0.999, 1e-3  # least median cosine of gradients; most relative difference between batch sizes
 LOSS_SHARE, LOSS_LEAST = 0.02, 0.01  # most by which the final loss may be worse
+ERRORS = 2  # standard errors by which the final loss or rate may be worse: with one, of six equal rows one would fail
 SHARE = 0.9  # of the reference's final rate, the quality that time is taken to
 
 
@@ -138,8 +139,9 @@ def judge(
     (loss, loss_reference), (rate, rate_reference) = (
         [float(part.double().mean()) for part in pair] for pair in (losses, hits)
     )
-    loss_slack = max(LOSS_SHARE * loss_reference, LOSS_LEAST, spread_of_mean(losses[0] - losses[1], labels))
-    rate_slack = max(1 / len(labels), spread_of_mean(hits[0] - hits[1], labels))
+    chance = [ERRORS * spread_of_mean(ours - theirs, labels) for ours, theirs in (losses, hits)]
+    loss_slack = max(LOSS_SHARE * loss_reference, LOSS_LEAST, chance[0])
+    rate_slack = max(1 / len(labels), chance[1])
     same_work = {k: v for k, v in work[0].items() if v} == {k: v for k, v in work[1].items() if v}
     median = float(angle.median())
     checks = {

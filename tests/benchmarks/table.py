@@ -32,8 +32,8 @@ and proves nothing.
 The cosine is that of the first gradient with the plain loop's, median and least over latents. `alone` is the median
 difference of that gradient, over its norm, when every image has a batch of its own; 0 is equality to the bit. Loss
 is the mean cross-entropy of the final images on the target, scored in single precision; rate is the share that
-another network takes for its class. After `/` is the plain loop's. In single precision gradients and steps have to
-agree; in bfloat16 losses and rates have to.
+another network takes for its class. After `/` is the plain loop's; worse by more than two standard errors over classes
+is not equal. In single precision gradients and steps have to agree; in bfloat16 losses and rates have to.
 
 ## Time to quality
 
