@@ -61,6 +61,14 @@ def test_small_differences_of_loss_and_rate_are_allowed():
     assert judged(losses=(torch.full((40,), 0.509), torch.full((40,), 0.5)), hits=(one_less, torch.ones(40))).ok
 
 
+@pytest.mark.parametrize(("worse", "is_equal"), [(20, True), (40, False)])
+def test_what_chance_explains_is_equal(worse, is_equal):
+    # worse in one of two identities: the mean -1/2 has the standard error 8^-1/2 = 0.35; in both it is -1 without one
+    ours, theirs = torch.ones(40), torch.ones(40)
+    ours[:worse] = 0
+    assert judged(hits=(ours, theirs), labels=torch.arange(40) // 20).ok == is_equal
+
+
 def test_whole_identities_are_drawn_again():
     groups = torch.tensor([0, 0, 1, 1])
     # the means of two groups are 0 and 1: a mean of two draws is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4
