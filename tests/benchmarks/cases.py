@@ -189,6 +189,9 @@ def iterations(size: Size) -> int:
 SMALL = World(prior="gan", size=64, target="vgg16-bn-small", fed=64, classes=10, images=80)
 CONDITIONAL = replace(SMALL, prior="conditional", images=40)
 STUDIED = replace(SMALL, students=PUBLISHED)
+LITTLE = World(prior="gan", size=32, target="cnn", fed=32, classes=10, images=100, epochs=3)
+LITTLE_CONDITIONAL = replace(LITTLE, prior="conditional")
+LITTLE_STUDIED = replace(LITTLE, students=("built-in:cnn",) * 3)
 STYLES = World(prior="style", size=256, target="resnet18", fed=224, classes=10, images=0)
 LITTLE_STYLES = replace(STYLES, size=64, fed=64, width=2048, images=40)
 ALONE = {"restarts": 1}
@@ -198,9 +201,10 @@ STAGES = {"restarts": 1, "pool": 4, "flips": False}
 
 
 def quick() -> dict[str, Case]:
-    """The cases at the size of two cores and a few minutes: real networks are timed, results compared on few images.
+    """The cases at the size of two cores and a few minutes: real networks are timed, results compared on small ones.
 
-    Where the generator is StyleGAN2, what is timed has random weights, and what is compared is a narrow one.
+    Small ones end their searches in seconds, so that there are enough ends to compare. Where the generator is
+    StyleGAN2, what is timed has random weights.
     """
     return {
         "gmi": Case(
@@ -208,7 +212,7 @@ def quick() -> dict[str, Case]:
             method=GMI,
             loop=reference.gmi,
             timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 8, **ALONE}),
-            judged=Size(world=SMALL, classes=10, batch=10, settings={"steps": 32, **ALONE}),
+            judged=Size(world=LITTLE, classes=10, batch=10, settings={"steps": 80, "restarts": 4}),
             goals=(1.8, 3.4, 3.5),
             scaled=(1, 3),
         ),
@@ -217,7 +221,7 @@ def quick() -> dict[str, Case]:
             method=KEDMI,
             loop=reference.kedmi,
             timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 8, "samples": 1}),
-            judged=Size(world=SMALL, classes=10, batch=10, settings={"steps": 24, "samples": 2, "lr": 0.1}),
+            judged=Size(world=LITTLE, classes=10, batch=10, settings={"steps": 60, "samples": 4, "lr": 0.1}),
             goals=(1.8, 3.4, 3.5),
         ),
         "lomma": Case(
@@ -225,7 +229,7 @@ def quick() -> dict[str, Case]:
             method=LOMMA,
             loop=reference.lomma,
             timed=Size(world=STUDIED, classes=10, batch=10, settings={"steps": 3, **ALONE}),
-            judged=Size(world=STUDIED, classes=8, batch=8, settings={"steps": 16, **ALONE}),
+            judged=Size(world=LITTLE_STUDIED, classes=10, batch=10, settings={"steps": 60, "restarts": 4}),
             goals=(2.4, 2.6, 3.5),
         ),
         "plg-mi": Case(
@@ -233,7 +237,9 @@ def quick() -> dict[str, Case]:
             method=PLGMI,
             loop=reference.plg_mi,
             timed=Size(world=CONDITIONAL, classes=10, batch=10, settings={"steps": 3, "flip": 0.0, **ALONE}),
-            judged=Size(world=CONDITIONAL, classes=8, batch=8, settings={"steps": 16, "flip": 0.0, **ALONE}),
+            judged=Size(
+                world=LITTLE_CONDITIONAL, classes=10, batch=10, settings={"steps": 40, "flip": 0.0, "restarts": 4}
+            ),
             goals=(2.0, 4.0, 4.0),
         ),
         "ppa": Case(
@@ -263,11 +269,13 @@ def full(device: str) -> dict[str, Case]:
     """The cases at batches of 60; on an accelerator also small batches, and what only fits there."""
     known = quick()
     many = {"gan": replace(SMALL, classes=60, images=60), "conditional": replace(CONDITIONAL, classes=60, images=40)}
-    known["gmi"] = _larger(known["gmi"], many["gan"], {"steps": 20}, {"steps": 60, "restarts": 5}, 60, (1, 2, 4, 8))
-    known["kedmi"] = _larger(known["kedmi"], many["gan"], {"steps": 20}, {"steps": 60, "samples": 5}, 60, ())
+    known["gmi"] = _larger(known["gmi"], many["gan"], {"steps": 20}, {"steps": 200, "restarts": 30}, 60, (1, 2, 4, 8))
+    known["kedmi"] = _larger(known["kedmi"], many["gan"], {"steps": 20}, {"steps": 200, "samples": 30}, 60, ())
     studied = replace(many["gan"], students=PUBLISHED)
-    known["lomma"] = _larger(known["lomma"], studied, {"steps": 6}, {"steps": 40}, 60, (1, 2, 4))
-    known["plg-mi"] = _larger(known["plg-mi"], many["conditional"], {"steps": 6}, {"steps": 40}, 60, (1, 2, 4))
+    known["lomma"] = _larger(known["lomma"], studied, {"steps": 6}, {"steps": 150, "restarts": 30}, 60, (1, 2, 4))
+    known["plg-mi"] = _larger(
+        known["plg-mi"], many["conditional"], {"steps": 6}, {"steps": 100, "restarts": 30}, 60, (1, 2, 4)
+    )
     trained = replace(STYLES, images=30)
     for name, judged in (("ppa", {"pool": 100, "steps": 20}), ("if-gmi", {"pool": 100, "steps": (12, 6)})):
         known[name] = _larger(known[name], trained, {}, judged, 10, (1, 2, 4))
@@ -287,13 +295,20 @@ def _larger(
     classes: int,
     scaled: tuple[int, ...],
 ) -> Case:
-    """The same case on more classes and longer; StyleGAN2 keeps its batch, images of that size being large."""
-    batch = case.timed.batch if world.prior == "style" else classes
-    sizes = {}
-    for name, size, settings in (("timed", case.timed, timed), ("judged", case.judged, judged)):
-        attacked = size.classes if world.prior == "style" and name == "timed" else classes
-        sizes[name] = replace(size, world=world, classes=attacked, batch=batch, settings={**size.settings, **settings})
-    return replace(case, **sizes, scaled=scaled)
+    """The same case on more images and longer.
+
+    StyleGAN2 keeps its batch, images of that size being large, and is compared on the larger world as well.
+    """
+    style = world.prior == "style"
+    batch = case.timed.batch if style else classes
+    larger = {"settings": {**case.timed.settings, **timed}, "world": world, "batch": batch}
+    ends = {"settings": {**case.judged.settings, **judged}, "batch": batch}
+    return replace(
+        case,
+        timed=replace(case.timed, **larger, **({} if style else {"classes": classes})),
+        judged=replace(case.judged, **ends, **({"classes": classes, "world": world} if style else {})),
+        scaled=scaled,
+    )
 
 
 def _small_batch(case: Case) -> Case:

@@ -19,7 +19,7 @@ from tests.benchmarks.cases import Case, Engine, Precision, Reference, Size, ite
 from tests.benchmarks.paired import Clock, Timing
 from tests.benchmarks.quality import Quality
 from tests.benchmarks.reference import Found, counted
-from tests.benchmarks.steady import every_step_mixed, with_polish
+from tests.benchmarks.steady import every_step_mixed, uncompared, with_polish
 from tests.benchmarks.worlds import Built, build_world
 
 Row = dict[str, Any]
@@ -115,7 +115,8 @@ def _speed(
     found = {}
     for precision, engine in engines.items():
         run = Run(batch_size=engine.batch)
-        engine.run(case.timed, run=run)
+        with uncompared():
+            engine.run(case.timed, run=run)
         top = machine.ceiling(options.device, DTYPES[precision], options.now)
         top_reference = machine.ceiling(options.device, torch.float32, options.now)
         needed = machine.useful_operations(run.work, forward)
@@ -160,8 +161,9 @@ def _memory(run: Callable[[Size], object], size: Size, device: str) -> float:
             )
         else:
             few = replace(fewer, classes=images, batch=images, settings=fewer.settings | fewer.single)
-        run(few)
-        return machine.peak(lambda: run(few), device)
+        with uncompared():
+            run(few)
+            return machine.peak(lambda: run(few), device)
 
     return (of(4) - of(2)) / 2
 
@@ -200,18 +202,22 @@ def _compared(case: Case, options: Options) -> dict[Precision, Row]:
     """The quality line of every precision, and the time to a share of the reference's final rate."""
     built = build_world(case.judged.world, options.cache, options.say)
     reference = Reference(case, built, options.device)
+    near = case.timed if case.timed.world.images else case.judged  # first steps are compared on trained networks
+    first = build_world(near.world, options.cache, options.say)
+    beside = Reference(case, first, options.device)
     plain = _course(case, built, options, lambda size, seed: reference.run(size, seed=seed))
     wanted = quality.SHARE * plain.points[-1][1]
     slow = quality.time_to_quality(plain.points, wanted)
-    work, stop = counted(reference.networks)
-    once = replace(case.judged.steps(0), batch=case.judged.batch)
-    found = reference.run(once)
+    work, stop = counted(beside.networks)
+    once = near.steps(0)
+    found = beside.run(once)
     stop()
     result = {}
     for precision in options.precisions:
         engine = Engine(case, built, options.device, precision)
         course = _course(case, built, options, lambda size, seed, engine=engine: engine.run(size, seed=seed))
-        line = _quality(engine, once, found, work, course, plain, exact=precision == "32")
+        start = Engine(case, first, options.device, precision)
+        line = _quality(start, once, found, work, course, plain, exact=precision == "32")
         early = _early(case, built, engine, options)
         fast = quality.time_to_quality([*course.points, (early["seconds"], early["rate"])], wanted)
         result[precision] = line.as_columns() | {
@@ -240,9 +246,9 @@ def _quality(
 ) -> Quality:
     """Compare the first step and the course."""
     run, rows = Run(batch_size=engine.batch), len(found.gradients)
-    with quality.first_step() as whole:
+    with uncompared(), quality.first_step() as whole:
         engine.run(once, run=run)
-    with quality.first_step() as alone:
+    with uncompared(), quality.first_step() as alone:
         engine.run(once, batch=1)
     together, apart = _first(whole, rows), _first(alone, rows)
     return quality.judge(

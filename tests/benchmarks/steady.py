@@ -1,7 +1,7 @@
 """What a step costs in the middle of a search, where the first and the last steps of a short run are few of many."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
@@ -14,15 +14,19 @@ from tests.benchmarks.paired import Timing
 @contextmanager
 def every_step_mixed() -> Iterator[None]:
     """Searches that are asked for bfloat16 compute every step in it, and compare nothing beforehand."""
+    with uncompared(), mock.patch.object(descent, "mixed_steps", lambda steps: steps):
+        yield
+
+
+@contextmanager
+def uncompared() -> Iterator[None]:
+    """Searches that are asked for bfloat16 compute in it, whatever both arithmetics would give."""
 
     def taken(run: Run, *rest: object) -> Run:
         del rest
         return run
 
-    with ExitStack() as stack:
-        for module in (descent, pool):
-            stack.enter_context(mock.patch.object(module, "decided", taken))
-        stack.enter_context(mock.patch.object(descent, "mixed_steps", lambda steps: steps))
+    with mock.patch.object(descent, "decided", taken), mock.patch.object(pool, "decided", taken):
         yield
 
 

@@ -58,6 +58,8 @@ The share of the ceiling counts what the images need: forward, and back to the i
   layers of their own, and StyleGAN2 has weights of its own for every image.
 - Generators have random weights with calibrated batch norms; the private images of a class are what the generator
   makes around a centre; targets, students and evaluators are trained on those. No data set is needed.
+- Speed and first gradients are those of the networks named. Losses and rates of whole searches are compared on smaller
+  ones of the same kinds, which end theirs in seconds, so that there are enough ends to compare.
 - Both sides start from the same latents and draw the same noise and crops. The number of images that passed forward and
   backward through every network is counted on both sides and has to be the same.
 """

@@ -3,7 +3,7 @@ import torch
 from mi_audit.core.run import Run
 from mi_audit.nn import descent, pool
 from tests.benchmarks.paired import Timing
-from tests.benchmarks.steady import every_step_mixed, with_polish
+from tests.benchmarks.steady import every_step_mixed, uncompared, with_polish
 
 
 def test_one_step_in_ten_is_single():
@@ -19,3 +19,9 @@ def test_short_runs_are_timed_without_their_first_and_last_steps():
         for module in (descent, pool):
             assert module.decided(run, "optimise", device, torch.zeros_like) is run
     assert (descent.mixed_steps(3), descent.decided) == before and descent.mixed_steps(3) == 2
+
+
+def test_the_last_steps_stay_single_where_only_the_comparison_is_left_out():
+    run = Run(precision="bf16")
+    with uncompared():
+        assert descent.mixed_steps(3) == 2 and descent.decided(run, "optimise", torch.device("cpu"), len) is run

@@ -43,13 +43,13 @@ class World:
     Attributes:
         prior: Kind of generator: GMI's and KEDMI's, PLG-MI's conditional one, or StyleGAN2.
         size: Side of the generated images in pixels.
-        target: `vgg16-bn-small`, which is fed 64 pixels, or `resnet18`.
+        target: `resnet18` or a built-in network such as `vgg16-bn-small`.
         fed: Side of what the target is fed.
         width: Of StyleGAN2: channels times side, at most 512 channels.
         classes: Of the target.
         images: To learn from, per class; 0 leaves the target as it was drawn, with calibrated batch norms.
         epochs: Over these images.
-        students: EfficientNets distilled from the target.
+        students: Networks distilled from the target.
     """
 
     prior: Literal["gan", "conditional", "style"]
