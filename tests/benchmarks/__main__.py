@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         precisions=tuple(precisions),
         clock=clock,
         repetitions=asked.repetitions or (5 if asked.quick else 9),
-        budget=asked.budget or (30.0 if asked.quick else float("inf")),
+        budget=asked.budget or (15.0 if asked.quick else float("inf")),
         seeds=1 if asked.quick else 3,
         cache=asked.cache,
         say=lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True),  # noqa: T201

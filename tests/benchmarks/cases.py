@@ -211,7 +211,7 @@ def quick() -> dict[str, Case]:
             title="GMI, VGG16-BN at 64 px",
             method=GMI,
             loop=reference.gmi,
-            timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 8, **ALONE}),
+            timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 6, **ALONE}),
             judged=Size(world=LITTLE, classes=10, batch=10, settings={"steps": 80, "restarts": 4}),
             goals=(1.8, 3.4, 3.5),
             scaled=(1, 3),
@@ -220,7 +220,7 @@ def quick() -> dict[str, Case]:
             title="KEDMI, VGG16-BN at 64 px",
             method=KEDMI,
             loop=reference.kedmi,
-            timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 8, "samples": 1}),
+            timed=Size(world=SMALL, classes=10, batch=10, settings={"steps": 6, "samples": 1}),
             judged=Size(world=LITTLE, classes=10, batch=10, settings={"steps": 60, "samples": 4, "lr": 0.1}),
             goals=(1.8, 3.4, 3.5),
         ),
@@ -229,7 +229,7 @@ def quick() -> dict[str, Case]:
             method=LOMMA,
             loop=reference.lomma,
             timed=Size(world=STUDIED, classes=10, batch=10, settings={"steps": 3, **ALONE}),
-            judged=Size(world=LITTLE_STUDIED, classes=10, batch=10, settings={"steps": 60, "restarts": 4}),
+            judged=Size(world=LITTLE_STUDIED, classes=10, batch=10, settings={"steps": 50, "restarts": 3}),
             goals=(2.4, 2.6, 3.5),
         ),
         "plg-mi": Case(
@@ -238,7 +238,7 @@ def quick() -> dict[str, Case]:
             loop=reference.plg_mi,
             timed=Size(world=CONDITIONAL, classes=10, batch=10, settings={"steps": 3, "flip": 0.0, **ALONE}),
             judged=Size(
-                world=LITTLE_CONDITIONAL, classes=10, batch=10, settings={"steps": 40, "flip": 0.0, "restarts": 4}
+                world=LITTLE_CONDITIONAL, classes=10, batch=10, settings={"steps": 30, "flip": 0.0, "restarts": 3}
             ),
             goals=(2.0, 4.0, 4.0),
         ),

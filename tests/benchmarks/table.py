@@ -48,7 +48,8 @@ chance, and a search of few steps has little to leave out.
 {hardware}
 
 The share of the ceiling counts what the images need: forward, and back to the images. The ceiling is the faster of a
-3x3 convolution and a matrix product, measured in the same run. Memory is what one more image needs at the peak.
+3x3 convolution and a matrix product, measured in the same run. Memory is what one more image needs at the peak; the
+last steps of a search in bfloat16 are in single precision, and in large batches decide it.
 
 {scaling}
 ## What is compared
