@@ -23,8 +23,8 @@ RUNS: Mapping[str, str] = {  # what to add to `mi-audit attack` for the attack t
     "ssf": STUDENTS,
     "tts": STUDENTS,
     "loft": STUDENTS,
-    "ca": f"{STUDENTS} --set lomma.loss=confidence",
-    "trap-mid": f"{STUDENTS} --set lomma.students_only=true",
+    "ca": f"{STUDENTS} --set attacks.lomma.loss=confidence",
+    "trap-mid": f"{STUDENTS} --set attacks.lomma.students_only=true",
 }
 
 

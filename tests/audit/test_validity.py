@@ -11,6 +11,7 @@ from mi_audit.audit.adaptive import RUNS, no_adaptive, options_for
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.progress import Silent
 from mi_audit.audit.scene import open_scene
+from mi_audit.audit.settings import resolve
 from mi_audit.audit.validity import Pilots
 from mi_audit.core.quantity import Measurement, Quantity
 from mi_audit.core.report import AttackResult, CurveFacts
@@ -240,15 +241,14 @@ def test_the_options_that_are_named_for_a_defense_answer_it(method):
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert given.keys() <= {"--views", "--view-kind", "--attacks", "--set"}
     views = Averaging(given.get("--view-kind", "taa"), int(given["--views"])) if "--views" in given else None
-    name, setting = given.get("--attacks", "gmi"), given.get("--set", "").partition(".")[2]
-    key, _, value = setting.partition("=")
-    settings = {key: True if value == "true" else value} if setting else {}
-    attack = registry.build("attack", registry.attacks()[name], name, settings)
+    name = given.get("--attacks", "gmi")
+    found = resolve(assignments=[given["--set"]] if "--set" in given else [], discover=False, environment={}).settings
+    attack = registry.build("attack", registry.attacks()[name], name, found.attacks.get(name, {}))
     assert no_adaptive([{"method": method}], {name: attack}, views).passed is True
 
 
 def test_combinations_name_the_options_of_all_their_parts():
-    assert options_for("loft+ca") == options_for("calor") == "--attacks lomma --set lomma.loss=confidence"
+    assert options_for("loft+ca") == options_for("calor") == "--attacks lomma --set attacks.lomma.loss=confidence"
     assert options_for("tldmi+loft") == "--views 20 and --attacks lomma"
     assert options_for("tldmi+bido") == "--views 20" and options_for("label-only") == ""
     assert no_adaptive([{"method": "loft+ca"}], {"lomma": LOMMA(loss="confidence")}).passed is True
