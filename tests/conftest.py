@@ -1,11 +1,18 @@
 """Shared fixtures: a trained digit model and one cache for the whole session."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.world import digit_model
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background lets them ignore interrupts, and so what they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
