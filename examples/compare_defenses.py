@@ -24,7 +24,7 @@ from mi_audit.audit.plan import AttackPlan, DefendPlan, FisherPlan, ModelPlan, P
 from mi_audit.audit.sweep import run_sweep
 from mi_audit.cli.console import Lines
 from mi_audit.core.fisher import FisherReport
-from mi_audit.core.report import Comparison, Quantity
+from mi_audit.core.report import AttackResult, Comparison, Quantity
 from mi_audit.core.sweep import Sweep
 from mi_audit.store.results import read_result
 from mi_audit.store.runs import RunFolder
@@ -44,7 +44,7 @@ SETTINGS: Mapping[str, object] = {  # at its published rate, CA moves nothing in
 }
 DIGITS: Mapping[str, object] = {"loft": {"rank": 3}, "trap-mid": {"augmentation": "shift"}}  # of five classes
 VERIFIER_EPOCHS = 25  # it learns from the public pictures, however few the private ones are
-SHOWN = ("attack_acc1", "exposure", "knn_l2sq_min", "fid")
+SHOWN = (("attack_acc1",), ("exposure",), ("knn_l2sq_min",), ("fid", "fid_evaluator"))  # of each, the first measured
 
 
 def planned(given: argparse.Namespace, views: int) -> Plan:
@@ -59,7 +59,7 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         private=given.private,
         public=given.public,
         size=32 if digits else None,
-        attacks=tuple(AttackPlan(name=name, settings=UPRIGHT.get(name, {}) if digits else {}) for name in names),
+        attacks=tuple(AttackPlan(name=name, settings=settings_of(name, digits, given.pictures)) for name in names),
         classes=given.classes,
         profile="quick",
         seeds=given.seeds,
@@ -72,6 +72,15 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         cache=given.cache_dir,
         defend=curve if given.sweep else methods,
     )
+
+
+def settings_of(attack: str, digits: bool, pictures: int | None) -> Mapping[str, object]:
+    """What differs from the profile: `pictures` of every class, and twice as many searches in `ppa`."""
+    settings = dict(UPRIGHT.get(attack, {})) if digits else {}
+    if pictures is not None:
+        halved = {"restarts": 2 * pictures, "keep": pictures}
+        settings |= halved if attack in ("ppa", "ppdg-mi") else {"restarts": pictures}
+    return settings
 
 
 def share_models(source: Path, target: Path) -> None:
@@ -92,6 +101,12 @@ def share(found: Quantity | None, *, signed: bool = False) -> str:
     return f"{scale * found.value:{sign}.3g}{ends}"
 
 
+def cells_of(attack: AttackResult) -> list[str]:
+    """What was measured of one attack, in the order of the table."""
+    found = (next(filter(None, map(attack.measurement, names)), None) for names in SHOWN)
+    return [share(one) for one in found]
+
+
 def rows(results: Mapping[str, Comparison], what: str = "defense") -> Iterator[str]:
     """One line per attack and method, or freeze point; the twin first, then changes against it."""
     yield f"| {what} | attack | accuracy, % | top-1, % | change of top-1 | exposed, % | KNN distance | FID |"
@@ -99,13 +114,13 @@ def rows(results: Mapping[str, Comparison], what: str = "defense") -> Iterator[s
     first = next(iter(results.values()))
     for one in first.before.attacks:
         if one.role == "attack":
-            cells = [share(one.measurement(name)) for name in SHOWN]
+            cells = cells_of(one)
             yield f"| none | {one.name} | {accuracies(first, after=False)} | {cells[0]} | | {' | '.join(cells[1:])} |"
     for method, result in results.items():
         changed = {change.attack: change.difference for change in result.changes if change.name == "attack_acc1"}
         for one in result.after.attacks:
             if one.role == "attack":
-                cells = [share(one.measurement(name)) for name in SHOWN]
+                cells = cells_of(one)
                 change = share(changed.get(one.name), signed=True)
                 own = accuracies(result, after=True)
                 yield f"| {method} | {one.name} | {own} | {cells[0]} | {change} | {' | '.join(cells[1:])} |"
@@ -153,6 +168,7 @@ def main() -> None:
     parser.add_argument("--method", default=",".join(METHODS))
     parser.add_argument("--sweep", help="freeze points of TL-DMI in place of methods, such as freeze=0%%,40%%,80%%")
     parser.add_argument("--attacks", default="gmi,ppa,if-gmi")
+    parser.add_argument("--pictures", type=int, help="reconstructions per class; the attack's own number otherwise")
     parser.add_argument("--views", default="1,20", help="numbers of views to average gradients over; 1 is none")
     parser.add_argument("--classes", default="all")
     parser.add_argument("--seeds", type=int, default=3)

@@ -6,6 +6,7 @@ import pytest
 from examples import compare_defenses
 from mi_audit.audit import retrain
 from mi_audit.audit.plan import AttackPlan
+from tests.report import sample
 from tests.world import SMOKE
 
 BRIEF = {"gmi-gan": {"steps": 4, "batch_size": 16}}
@@ -41,6 +42,22 @@ def script(monkeypatch, tmp_path, cache, capsys):
 def table(text, head):
     lines = text[text.index(f"| {head} |") :].split("\n\n")[0].strip().splitlines()
     return [line.split("|")[1].strip() for line in lines[2:]]
+
+
+def test_fewer_pictures_are_asked_of_every_attack_in_its_own_terms():
+    assert compare_defenses.settings_of("gmi", False, 3) == {"restarts": 3}
+    assert compare_defenses.settings_of("ppa", True, 3) == {"flips": False, "restarts": 6, "keep": 3}
+    assert compare_defenses.settings_of("ppa", False, None) == {}
+
+
+def test_the_table_shows_the_distance_of_sets_under_whatever_name_it_was_measured():
+    attack = sample.attack("gmi", 0.5)
+    distance = replace(
+        attack.measurements[0], name="fid_evaluator", value=12.5, unit="squared feature distance", interval=None
+    )
+    assert compare_defenses.cells_of(replace(attack, measurements=(distance,))) == ["-", "-", "-", "12.5"]
+    exact = replace(distance, name="fid", value=7.0)
+    assert compare_defenses.cells_of(replace(attack, measurements=(distance, exact)))[-1] == "7"
 
 
 @pytest.mark.slow
