@@ -52,8 +52,9 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
     digits = given.what == "digits"
     names = given.attacks.split(",")
     settings = {**SETTINGS, **(DIGITS if digits else {})}
-    methods = DefendPlan(sweep=f"method={given.method}", epochs=given.epochs, settings=settings)
-    curve = DefendPlan(method="tldmi", sweep=given.sweep, epochs=given.epochs)
+    methods = DefendPlan(sweep=f"method={given.method}", settings=settings)
+    curve = DefendPlan(method="tldmi", sweep=given.sweep)
+    defend = curve if given.sweep else methods
     return Plan(
         model=ModelPlan(ref=given.arch),
         private=given.private,
@@ -70,7 +71,7 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         verifier_epochs=VERIFIER_EPOCHS,
         out=given.out / f"{'curve-' if given.sweep else ''}views-{views}",
         cache=given.cache_dir,
-        defend=curve if given.sweep else methods,
+        defend=replace(defend, epochs=given.epochs, batch_size=given.train_batch_size),
     )
 
 
@@ -97,8 +98,9 @@ def share(found: Quantity | None, *, signed: bool = False) -> str:
         return "-"
     scale = 100 if found.unit == "share" else 1
     sign = "+" if signed else ""
-    ends = f" [{scale * found.interval.low:.3g}, {scale * found.interval.high:.3g}]" if found.interval else ""
-    return f"{scale * found.value:{sign}.3g}{ends}"
+    low_and_high = (found.interval.low, found.interval.high) if found.interval else ()
+    value, *ends = (round(scale * number, 9) + 0.0 for number in (found.value, *low_and_high))  # sums of rounding are 0
+    return f"{value:{sign}.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
 
 
 def cells_of(attack: AttackResult) -> list[str]:
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--classes", default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--train-batch-size", type=int, help="few pictures need smaller ones")
     parser.add_argument("--evaluator-epochs", type=int, help="few pictures need more of them")
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--out", type=Path, required=True)
