@@ -143,8 +143,8 @@ class Descent:
             if not over.all():
                 path, others = path.parted_by(over)
                 waiting.append(others)
-            if path.end is None and (end := polished(path.step, self.steps, run)) > path.step:
-                path.end = end
+            if path.end is None and (last := polished(path.step, self.steps, run)) > path.step:
+                path.end = last
                 waiting.append(path)
                 continue
             path.losses[path.step :] = path.losses[path.step - 1]  # of steps that are left out
