@@ -277,7 +277,8 @@ def full(device: str) -> dict[str, Case]:
         known["plg-mi"], many["conditional"], {"steps": 6}, {"steps": 100, "restarts": 30}, 60, (1, 2, 4)
     )
     trained = replace(STYLES, images=30)
-    for name, judged in (("ppa", {"pool": 100, "steps": 20}), ("if-gmi", {"pool": 100, "steps": (12, 6)})):
+    ends = {"pool": 100, "restarts": 10}  # with ten classes and three seeds, 300 ends of searches
+    for name, judged in (("ppa", {**ends, "keep": 10, "steps": 20}), ("if-gmi", {**ends, "steps": (12, 6)})):
         known[name] = _larger(known[name], trained, {}, judged, 10, (1, 2, 4))
     if device != "cpu":
         ten = {f"{name}-10": _small_batch(known[name]) for name in ("gmi", "kedmi")}

@@ -19,7 +19,7 @@ from tests.benchmarks.cases import Case, Engine, Precision, Reference, Size, ite
 from tests.benchmarks.paired import Clock, Timing
 from tests.benchmarks.quality import Quality
 from tests.benchmarks.reference import Found, counted
-from tests.benchmarks.steady import every_step_mixed, uncompared, with_polish
+from tests.benchmarks.steady import every_step_mixed, instead, uncompared, with_polish
 from tests.benchmarks.worlds import Built, build_world
 
 Row = dict[str, Any]
@@ -63,8 +63,10 @@ def rows_of(name: str, case: Case, options: Options) -> list[Row]:
     runs |= {precision: lambda engine=engine: engine.run(case.timed) for precision, engine in engines.items()}
     with every_step_mixed():
         timing = paired.measure(runs, options.repetitions, options.clock, options.budget)
+    gate = {precision: _gate(case, engines[precision]) for precision in precisions}
     if "bf16" in precisions:
-        timing = with_polish(timing, "32", "bf16")
+        refused = gate["bf16"]["used"] == "32"
+        timing = instead(timing, "32", "bf16") if refused else with_polish(timing, "32", "bf16")
     shared = {
         "case": name,
         "title": case.title,
@@ -85,7 +87,23 @@ def rows_of(name: str, case: Case, options: Options) -> list[Row]:
     speed = _speed(case, built, reference, engines, timing, options)
     options.say(f"{name}: comparing results")
     same = _compared(case, options)
-    return [shared | _ratio(timing, precision) | speed[precision] | same[precision] for precision in options.precisions]
+    return [
+        shared | {"gate": gate[precision]} | _ratio(timing, precision) | speed[precision] | same[precision]
+        for precision in options.precisions
+    ]
+
+
+def _gate(case: Case, engine: Engine) -> Row:
+    """What the searches on the networks that are timed compute in when nobody overrules them, and why.
+
+    Networks with random weights are timed in what is asked for: the gate is there for trained ones.
+    """
+    if not case.timed.world.images or engine.precision == "32":
+        return {"used": engine.precision, "reason": ""}
+    run = Run(batch_size=engine.batch)
+    engine.run(case.timed.steps(0), run=run)
+    reasons = [decision.reason for decision in run.decisions if decision.used != decision.asked]
+    return {"used": "32" if reasons else engine.precision, "reason": "; ".join(reasons)}
 
 
 def _ratio(timing: Timing, precision: Precision) -> Row:
@@ -254,6 +272,7 @@ def _quality(
     return quality.judge(
         gradients=(together[0].flatten(1)[:, : found.gradients[0].numel()], found.gradients),
         rebatched=quality.rebatched(together[0], apart[0]),
+        moved=quality.moved_apart(together[1], apart[1]),
         work=(run.work, work),
         losses=(course.losses, plain.losses),
         hits=(course.hits, plain.hits),

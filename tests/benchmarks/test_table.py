@@ -8,7 +8,7 @@ from tests.benchmarks.quality import Quality
 
 def row(**changes):
     line = Quality(
-        cosine=0.99999, cosine_least=0.9991, rebatched=2e-7, same_work=True, loss=0.01, loss_reference=0.02,
+        cosine=0.99999, cosine_least=0.9991, rebatched=2e-7, moved=3e-8, same_work=True, loss=0.01, loss_reference=0.02,
         loss_slack=0.01, rate=0.8, rate_reference=0.75, rate_slack=0.1, images=40,
     )  # fmt: skip
     return {
@@ -34,6 +34,16 @@ def test_numbers_and_goals_stand_beside_each_other():
     lines = table.ratios([row(), row(precision="bf16"), row(kind="cuda")])
     assert lines[1][:5] == ["gmi", "single", "1.95 [1.81..2.04]", "1.8", "1.50"]
     assert [line[3] for line in lines[1:]] == ["1.8", "3.4", "3.5"] and lines[1][-1] == "equal"
+
+
+def test_a_row_alone_is_compared_before_and_after_the_step():
+    assert table.qualities([row()])[1][3] == "2e-07, 3e-08"
+
+
+def test_refused_bfloat16_is_said():
+    asked = row(precision="bf16", gate={"used": "32", "reason": "the median cosine is 0.47"})
+    assert table.ratios([asked])[1][1] == "bfloat16 (refused)"
+    assert table.ratios([row(precision="bf16", gate={"used": "bf16", "reason": ""})])[1][1] == "bfloat16"
 
 
 def test_unequal_results_are_said():
