@@ -191,7 +191,8 @@ def _scaling(case: Case, engine: Engine, options: Options) -> dict[str, float]:
     found = {}
     for times in case.scaled:
         more = {name: times * case.timed.settings[name] for name in ("restarts", "pool") if name in case.timed.settings}
-        size = replace(case.timed, settings=case.timed.settings | more)
+        base = case.timed if "pool" in more else case.timed.distinct()
+        size = replace(base, settings=base.settings | more)
         with every_step_mixed():
             seconds = min(_timed(lambda size=size: engine.run(size), options)[0] for _ in range(2))
         found[str(size.classes * size.settings["restarts"])] = iterations(size) / seconds
@@ -227,7 +228,7 @@ def _compared(case: Case, options: Options) -> dict[Precision, Row]:
     wanted = quality.SHARE * plain.points[-1][1]
     slow = quality.time_to_quality(plain.points, wanted)
     work, stop = counted(beside.networks)
-    once = near.steps(0)
+    once = near.steps(0) if "pool" in near.settings else near.distinct().steps(0)
     found = beside.run(once)
     stop()
     result = {}

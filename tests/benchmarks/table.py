@@ -83,7 +83,10 @@ def _arithmetic(row: Row) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["case", "precision", "ratio", "goal", "engine s", "plain s", "img-it/s", "repetitions", "clock", "results"]
+    head = [
+        "case", "precision", "ratio", "goal", "engine s", "plain s", "img-it/s", "images", "repetitions", "clock",
+        "results",
+    ]  # fmt: skip
     return [
         head,
         *(
@@ -95,6 +98,7 @@ def ratios(rows: Sequence[Row]) -> list[list[str]]:
                 f"{row['engine_s']:.2f}",
                 f"{row['reference_s']:.2f}",
                 f"{row['image_iterations_per_s']:.1f}",
+                str(row["images"]),
                 str(row["repetitions"]),
                 row["clock"],
                 "equal" if row["quality_ok"] else "; ".join(row["quality"]["problems"]),

@@ -14,7 +14,7 @@ def row(**changes):
     return {
         "case": "gmi", "precision": "32", "kind": "cpu", "device": "a processor", "torch": "2.15", "threads": 2,
         "clock": "wall", "load": [0.1, 1.7], "repetitions": 7, "ratio": 1.95, "ratio_min": 1.81, "ratio_max": 2.04,
-        "goals": [1.8, 3.4, 3.5], "engine_s": 1.5, "reference_s": 2.9, "image_iterations_per_s": 62.5,
+        "goals": [1.8, 3.4, 3.5], "engine_s": 1.5, "reference_s": 2.9, "image_iterations_per_s": 62.5, "images": 30,
         "gigaflop_per_image_iteration": 6.67, "ceiling_gflops": 350.0, "mfu": 0.71, "reference_mfu": 0.36,
         "memory_per_image": 7.7e6, "reference_memory_per_image": 12.6e6, "scaling": {"10": 60.0, "30": 61.0},
         "rate_wanted": 0.67, "time_to_quality_s": 3.0, "reference_time_to_quality_s": 9.0,
@@ -33,6 +33,7 @@ OTHER = {
 def test_numbers_and_goals_stand_beside_each_other():
     lines = table.ratios([row(), row(precision="bf16"), row(kind="cuda")])
     assert lines[1][:5] == ["gmi", "single", "1.95 [1.81..2.04]", "1.8", "1.50"]
+    assert lines[0][7] == "images" and lines[1][6:8] == ["62.5", "30"]
     assert [line[3] for line in lines[1:]] == ["1.8", "3.4", "3.5"] and lines[1][-1] == "equal"
 
 
