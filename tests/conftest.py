@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Here and not among the options of pytest, of which the processes that share the tests hear too late. Nothing above may
 # import the package.
 install_import_hook("mi_audit", "beartype.beartype")
+settings.register_profile("together", deadline=None)  # of clock time, which others spend, too
+settings.load_profile("together")
 
 MOST = 4  # processes: each has a torch of its own in memory
 
