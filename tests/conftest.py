@@ -1,5 +1,6 @@
 """Shared fixtures: a trained digit model and one cache. Types are checked, and the whole suite shares the cores."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ def pytest_configure() -> None:
     """A shell that starts the tests in the background lets them ignore interrupts, and so what they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays: nothing of it is garbage, neither now nor whenever garbage is looked for later on."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
