@@ -27,12 +27,11 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is imported stays: nothing of it is garbage, neither now nor whenever garbage is looked for later on."""
+    """What is imported stays: looking for garbage meanwhile takes a sixth of the time and finds none."""
     gc.disable()
     try:
         return (yield)
     finally:
-        gc.freeze()
         gc.enable()
 
 
