@@ -125,11 +125,11 @@ def _check(parts: Parts) -> None:
             f"expected {private[0]} with the loss of each picture alone, got {coupling[0]}, whose term would escape "
             "the noise that the privacy budget counts; keep one"
         )
-    resized = [(n, phase.name) for n, part in parts.items() for phase in part.phases() if "batch_size" in phase.recipe]
+    resized = [name for name, part in parts.items() if any("batch_size" in phase.recipe for phase in part.phases())]
     if private and resized:
         raise ConfigError(
-            f"expected {private[0]} with batches of one size, which its noise is computed for, got {resized[0][0]} with "
-            f"others in the phase {resized[0][1]}; leave {resized[0][0]} out"
+            f"expected {private[0]} with batches of one size, which its noise is computed for, got {resized[0]} with a "
+            f"phase of others; leave {resized[0]} out"
         )
     for name, part in parts.items():
         conflict = part.conflicts({other: one for other, one in parts.items() if other != name})

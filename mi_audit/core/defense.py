@@ -132,8 +132,8 @@ class Training:
 class Stepper(ABC):
     """STEP: draws the batches and updates the weights in the place of the trainer.
 
-    The trainer makes one for every phase once model and optimiser are there, goes through `batches` in every epoch, transforms each
-    batch and hands it to `step`, and calls `close` whatever happened.
+    The trainer makes one per phase once model and optimiser are there, goes through `batches` in every epoch,
+    transforms each batch and hands it to `step`, and calls `close` whatever happened.
 
     Attributes:
         steps: Batches per epoch.
@@ -157,7 +157,8 @@ class Stepper(ABC):
         """Update the weights.
 
         Args:
-            images, labels: A batch and its classes; changes of it must not have mixed images.
+            images: A batch; changes of it must not have mixed images.
+            labels: Their classes.
             objective: The loss, a mean over the batch of a loss per image; it is asked about one image at a time.
 
         Returns:

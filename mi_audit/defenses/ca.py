@@ -50,7 +50,7 @@ class CA(Defense):
     only_notes: ClassVar = True
     untested: ClassVar = {
         "trap-mid": "the last phase lowers the confidence that the trapdoor was trained to",
-        "dp-sgd": "the fine-tuning takes noise, too, and nothing follows the confidence: it would be told without noise",
+        "dp-sgd": "its phase takes noise, too, and the confidence is not followed, for no budget covers logging it",
     }
     deviations: ClassVar = (
         "The rate falls to a tenth at 75 % and a hundredth at 90 % of the phase, in the released code after epochs 3 "

@@ -132,7 +132,7 @@ def test_settings_go_to_their_part():
         ("term+plain", {}, "got term with plain: it undoes it"),
         ("plain+term", {}, "got term with plain: it undoes it"),
         ("private+term", {}, "expected private with the loss of each picture alone, got term, whose term would escape"),
-        ("private+resized", {}, "private with batches of one size, .*, got resized with others in the phase refinement"),
+        ("private+resized", {}, "private with batches of one size, .*, got resized with a phase of others"),
         ("term+other-term", {}, "expected one number of pictures per class"),
     ],
 )  # fmt: skip

@@ -59,7 +59,7 @@ def test_one_budget_lasts_for_the_fine_tuning_of_ca_as_well(tmp_path, secret):
     settings = {"dp-sgd": {**DPSGD.smoke, "epsilon": 8.0, "secret": secret}, "ca": {"epochs": 3, "lr": 0.1}}
     composition = compose("ca+dp-sgd", settings)
     (doubt,) = composition.doubts
-    assert "nothing follows the confidence" in doubt
+    assert "the confidence is not followed" in doubt
 
     def stop(label, *_):
         if label == "confidence, epoch 3/3":
