@@ -45,10 +45,12 @@ def table(text, head):
     return [line.split("|")[1].strip() for line in lines[2:]]
 
 
-def test_fewer_pictures_are_asked_of_every_attack_in_its_own_terms():
-    assert compare_defenses.settings_of("gmi", False, 3) == {"restarts": 3}
-    assert compare_defenses.settings_of("ppa", True, 3) == {"flips": False, "restarts": 6, "keep": 3}
-    assert compare_defenses.settings_of("ppa", False, None) == {}
+def test_an_attack_takes_its_own_settings():
+    given = ["gmi.steps=150", "ppa.keep=3", "ppa.flips=true", "if-gmi.steps=[2, 1]"]
+    assert compare_defenses.settings_of("gmi", False, given) == {"steps": 150}
+    assert compare_defenses.settings_of("ppa", True, given) == {"flips": True, "keep": 3}
+    assert compare_defenses.settings_of("if-gmi", True, given) == {"flips": False, "steps": [2, 1]}
+    assert compare_defenses.settings_of("ppa", True, []) == {"flips": False}
 
 
 def test_the_table_shows_the_distance_of_sets_under_whatever_name_it_was_measured():

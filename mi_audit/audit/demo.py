@@ -21,6 +21,7 @@ def demo_plan(out: Path | None, seed: int, cache: Path | None, seeds: int = SEED
         attacks=(AttackPlan(name="gmi"), AttackPlan(name="ppa", settings={"flips": False})),  # a mirrored digit is none
         profile="quick",
         prior_settings={"gmi-gan": {"steps": PRIOR_STEPS}},
+        early_stop=True,
         seed=seed,
         seeds=seeds,
         out=out or Path("runs") / "demo",
