@@ -14,6 +14,7 @@ from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.audit.versions import TRAINING, tool_versions
 from mi_audit.core.defense import Slot
+from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.freezing import train_mode
 from mi_audit.nn.modes import keeping_modes
 from mi_audit.nn.skips_ratio import ratios
@@ -82,8 +83,8 @@ def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -
     return load_model(str(file), arch=own_code, device=scene.device)
 
 
-def check_fit(scene: Scene, parts: Parts) -> None:
-    """Find out whether the defenses fit the architecture, on a fresh network that is thrown away.
+def check_fit(scene: Scene, parts: Parts) -> Classifier:
+    """Find out whether the defenses fit the architecture, on a fresh network, which is returned as they changed it.
 
     Raises:
         ConfigError: A part does not find what it changes, freezes or watches, or changes what another one freezes.
@@ -94,6 +95,7 @@ def check_fit(scene: Scene, parts: Parts) -> None:
     for part in parts.values():
         if Slot.TERM in part.slots:
             part.taps(model.classifier, example)
+    return model.classifier
 
 
 class Trained(NamedTuple):
