@@ -66,7 +66,7 @@ def pytest_xdist_setupnodes(specs: list[object]) -> None:
 
 def cores() -> int:
     """Those that this process may use, by its affinity and by the quota of its container."""
-    from joblib import cpu_count  # here, because most runs do not ask
+    from joblib import cpu_count  # of scikit-learn; here, because most runs do not ask
 
     return cpu_count()
 

@@ -1,5 +1,6 @@
 """The tests themselves: types are checked wherever one runs, and all of them together share the cores."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +44,12 @@ def test_folders_get_a_process_per_core_and_files_none(monkeypatch, arguments, m
     monkeypatch.setattr(conftest, "cores", lambda: there)
     config = SimpleNamespace(args=arguments, option=SimpleNamespace(markexpr=marks))
     assert conftest.pytest_xdist_auto_num_workers(config) == processes
+
+
+def test_cores_that_a_process_may_not_use_are_not_counted(monkeypatch):
+    assert conftest.cores() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert conftest.cores() == 1
 
 
 @pytest.mark.parametrize(("there", "processes", "threads"), [(2, 2, "1"), (16, 4, "4"), (2, 8, "1")])

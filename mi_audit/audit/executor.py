@@ -15,7 +15,7 @@ from mi_audit.audit.progress import ProgressSink
 from mi_audit.core.errors import AuditError, ConfigError, DeviceLost, StorageError
 
 FATAL = (ConfigError, StorageError, DeviceLost)  # would fail every job alike
-ENDURED = (AuditError, RuntimeError, ValueError, ArithmeticError, MemoryError)  # others fail the job that raised them
+ENDURED = (AuditError, RuntimeError, ValueError, ArithmeticError, MemoryError)  # the others only fail a job
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,3 +208,10 @@ def test_jobs_that_are_done_later_decode_as_many_images_at_once(digits, cache, t
     next((plan.out / "jobs").glob("gmi*")).write_bytes(b"damaged")
     run_attack(plan)
     assert sizes == [32, 32, 1, 3, 1] and (plan.out / "batches.json").exists()
+
+    def untold() -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(memory, "available", untold)
+    run_attack(replace(plan, fresh=True))
+    assert sizes[5:] == [32]
