@@ -1,6 +1,5 @@
 """Training on private images from a public start: defended models, their undefended twins, counterfactual targets."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from mi_audit.nn.modes import keeping_modes
 from mi_audit.nn.skips_ratio import ratios
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
-from mi_audit.store.weights import KEY, read_header
+from mi_audit.store.weights import read_facts
 from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.classifier import Fit
@@ -203,8 +202,8 @@ def _kept(file: Path) -> str:
     """The key of the weights in `file`, from its own metadata: a sidecar may be newer. Empty when there is none."""
     if not file.is_file():
         return ""
-    about = json.loads(read_header(file)[1].get(KEY, "{}"))
-    return str(about.get("facts", {}).get("key", ""))
+    facts = read_facts(file).get("facts")
+    return str(facts.get("key", "")) if isinstance(facts, dict) else ""
 
 
 def _unfinished(file: Path, key: str) -> Path:

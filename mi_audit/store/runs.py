@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mi_audit.core.errors import ConfigError, StorageError
+from mi_audit.store.documents import UNREADABLE
 from mi_audit.store.drafts import is_draft
 from mi_audit.store.files import (
     canonical_json,
@@ -32,7 +33,6 @@ LOCK = ".lock"
 OWNER = ".owner.json"
 BATCHES = "batches.json"
 LARGEST = 2**20  # images at once; a file that says as many or more is damaged
-UNREADABLE = (ValueError, RecursionError)  # what a damaged or hostile JSON file raises
 RECORD = "mi_audit"  # the only metadata key: safetensors writes several keys in a random order
 
 Job = tuple[dict[str, Tensor], dict[str, object]]
