@@ -123,7 +123,12 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(cach
         ("rolss", "auto", {}, "not applicable"),
         ("loft", None, {}, "expected a rank below 5 classes"),
         ("bido", None, {"layers": "layer9"}, "layer9"),
-        ("dp-sgd", None, {"epsilon": 1e-9, "accountant": "rdp"}, "expected a budget that some noise keeps"),
+        (
+            "dp-sgd",
+            None,
+            {"epsilon": 1e-9, "delta": 1e-9, "accountant": "rdp"},
+            "expected a budget that some noise keeps",
+        ),
         ("tldmi+dp-sgd", "auto", {}, "no privacy budget covers"),
     ],
 )
