@@ -1,8 +1,10 @@
 """Shared fixtures: a trained digit model and one cache. Types are checked, and the whole suite shares the cores."""
 
 import gc
+import logging
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,3 +69,13 @@ def nowhere_near_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """Nothing that a test forgets to say may reach the user's own cache or settings."""
     monkeypatch.setenv("MI_AUDIT_CACHE_DIR", str(tmp_path / "user-cache"))
     yield
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before() -> Iterator[None]:
+    """A command that runs inside of a test silences the libraries for itself, not for the tests that come after it."""
+    root = logging.getLogger()
+    level, filters = root.level, warnings.filters[:]
+    yield
+    root.setLevel(level)
+    warnings.filters[:] = filters
