@@ -94,13 +94,13 @@ def test_one_budget_lasts_for_the_fine_tuning_of_ca_as_well(tmp_path, secret):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings", "freeze_at", "phase"),
+    ("method", "settings", "freeze_at", "arch", "phase"),
     [
-        ("tldmi+dp-sgd", {"tldmi": {"head_epochs": 2}}, "50%", "head-warm-up"),
-        ("tts+dp-sgd", {"tts": {"full_epochs": 2}}, None, "full-skips"),
+        ("tldmi+dp-sgd", {"tldmi": {"head_epochs": 2}}, "50%", "cnn", "head-warm-up"),
+        ("tts+dp-sgd", {"tts": {"full_epochs": 2}}, None, "resnet18-small", "full-skips"),
     ],
 )
-def test_one_budget_lasts_for_a_phase_before_the_main_one(tmp_path, method, settings, freeze_at, phase):
+def test_one_budget_lasts_for_a_phase_before_the_main_one(tmp_path, method, settings, freeze_at, arch, phase):
     data = dataset(per_class=2, size=16)  # eight images in two batches; three epochs are six steps
     parts = compose(method, {**settings, "dp-sgd": {**DPSGD.smoke, "epsilon": 8.0}}, freeze_at).parts
 
@@ -110,7 +110,7 @@ def test_one_budget_lasts_for_a_phase_before_the_main_one(tmp_path, method, sett
                 raise Interrupted
 
         torch.manual_seed(0)
-        net = built_in("resnet18-small", 4, 3)
+        net = built_in(arch, 4, 3)
         freeze(net, parts, data.images(slice(0, 2)))
         for part in parts.values():
             apply(net, part.edits(net, data.images(slice(0, 2))))
