@@ -6,15 +6,16 @@ from functools import cache
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mi_audit.audit import registry
 from mi_audit.audit.composition import compose
 from mi_audit.audit.plan import COMBINATIONS
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.defense import Defense, Slot
+from mi_audit.core.defense import Defense, Moment, Slot, Step
 from mi_audit.core.errors import ConfigError
 from mi_audit.store.targets import LoadedModel, load_model, new_model, save_model
-from mi_audit.train.defended import fit_defended, freeze
+from mi_audit.train.defended import fit_defended, freeze, tapped
 from mi_audit.train.recipe import Recipe
 from tests.toy import dataset
 
@@ -155,6 +156,25 @@ def test_says_whether_its_term_runs_the_network_again(name, monkeypatch):
         model.classifier, private(), private(), recipe, {name: method}, seed=0, device="cpu", on_step=lambda *_: None
     )
     assert bool(passes) == method.looks_again
+
+
+@pytest.mark.parametrize("name", [name for name, one in registry.defenses().items() if one.only_notes])
+def test_a_term_that_only_notes_adds_nothing_and_has_no_gradient(name):
+    method, model = fresh(name)
+    images, labels = private().images(slice(0, 6)), torch.arange(6)
+    with tapped(model.classifier.train(), set(method.taps(model.classifier, images))) as taps:
+        outputs = model.classifier(images)
+    rng = torch.Generator().manual_seed(0)
+    terms = []
+    for phase in ("main", *(phase.name for phase in method.phases())):
+        for size in (0.1, 1.0, 30.0):
+            logits = (outputs.detach() + size * torch.randn(outputs.shape, generator=rng)).requires_grad_(True)
+            base, moment = F.cross_entropy(logits, labels), Moment(phase, 0, 1, rng)
+            companion = method.companion(model.classifier, CLASSES, images)
+            terms.append(method.term(Step(model.classifier, images, labels, logits, taps, base, moment, companion)))
+    found = [term for term in terms if term is not None]
+    assert found and Slot.TERM in method.slots
+    assert all(float(term.value) == 0 and not term.value.requires_grad for term in found)
 
 
 @every_defense

@@ -42,7 +42,7 @@ def with_cut(scene: Scene, spec: str) -> Composition:
     return compose(FREEZING if only else plan.method, plan.settings, spec)
 
 
-def check_search(scene: Scene) -> None:
+def check_search(scene: Scene, recipe: Recipe) -> None:
     """Find out whether a cut can be searched, before anything is trained for it.
 
     Raises:
@@ -52,7 +52,7 @@ def check_search(scene: Scene) -> None:
         raise ConfigError(
             "expected validation images to search the freeze point with, got none; give --freeze a cut, such as 80%"
         )
-    deepest_cut(*_room(scene, check_fit(scene, with_cut(scene, NONE).parts)))
+    deepest_cut(*_room(scene, check_fit(scene, with_cut(scene, NONE).parts, recipe)))
 
 
 def find_cut(

@@ -7,8 +7,10 @@ from itertools import combinations, permutations
 
 from mi_audit.audit import registry
 from mi_audit.audit.plan import FREEZING, parts_of
+from mi_audit.audit.scene import as_settings
 from mi_audit.core.defense import Defense, Slot
 from mi_audit.core.errors import ConfigError
+from mi_audit.nn.freezing import parse
 from mi_audit.train.defended import Parts
 
 
@@ -131,6 +133,13 @@ def _check(parts: Parts) -> None:
             f"expected {private[0]} with batches of one size, which its noise is computed for, got {resized[0]} with a "
             f"phase of others; leave {resized[0]} out"
         )
+    searched = [name for name, part in parts.items() if Slot.FREEZE in part.slots and _searches(part)]
+    if private and searched:
+        raise ConfigError(
+            f"expected {private[0]} with a cut that is given, got {searched[0]} with --freeze auto, whose search "
+            "trains models on the private images without noise, and no privacy budget covers what they decide; "
+            "give --freeze a cut, such as 80%"
+        )
     for name, part in parts.items():
         conflict = part.conflicts({other: one for other, one in parts.items() if other != name})
         if conflict:
@@ -138,6 +147,10 @@ def _check(parts: Parts) -> None:
     balanced = {name: part.images_per_class for name, part in parts.items() if part.images_per_class}
     if len(set(balanced.values())) > 1:
         raise ConfigError(f"expected one number of pictures per class in a batch, got {balanced}; set them alike")
+
+
+def _searches(part: Defense) -> bool:
+    return parse(str(as_settings(part)["freeze"])).kind == "auto"
 
 
 def _doubts(parts: Parts) -> Iterator[str]:

@@ -91,9 +91,9 @@ def _check_training(scene: Scene, composition: Composition, recipe: Recipe) -> N
     """Refuse what cannot be trained before the public start and the twin are trained in vain."""
     schedule(recipe, composition.parts)
     if automatic(composition) is None:
-        check_fit(scene, composition.parts)
+        check_fit(scene, composition.parts, recipe)
     else:
-        check_search(scene)
+        check_search(scene, recipe)
 
 
 def check_destination(file: Path) -> None:

@@ -23,7 +23,7 @@ from mi_audit.store.weights import read_facts
 from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.classifier import Fit
-from mi_audit.train.defended import DefendedFit, Parts, fit_defended, freeze
+from mi_audit.train.defended import DefendedFit, Parts, check_steps, fit_defended, freeze
 from mi_audit.train.recipe import Recipe
 
 MEASURED = 64  # training images, without augmentation
@@ -82,11 +82,12 @@ def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -
     return load_model(str(file), arch=own_code, device=scene.device)
 
 
-def check_fit(scene: Scene, parts: Parts) -> Classifier:
+def check_fit(scene: Scene, parts: Parts, recipe: Recipe) -> Classifier:
     """Find out whether the defenses fit the architecture, on a fresh network, which is returned as they changed it.
 
     Raises:
-        ConfigError: A part does not find what it changes, freezes or watches, or changes what another one freezes.
+        ConfigError: A part does not find what it changes, freezes or watches, changes what another one freezes, or
+            cannot make its steps: no noise keeps its budget, or a batch normalisation would train.
     """
     model, _ = fresh_private_model(scene, None, scene.plan.seed, parts)
     example = scene.splits.train.images(slice(0, 2), "cpu")
@@ -94,6 +95,7 @@ def check_fit(scene: Scene, parts: Parts) -> Classifier:
     for part in parts.values():
         if Slot.TERM in part.slots:
             part.taps(model.classifier, example)
+    check_steps(model.classifier, scene.splits.train, recipe, parts)
     return model.classifier
 
 
@@ -117,8 +119,7 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
     model, init = fresh_private_model(scene, how.start, seed, parts)
     net = model.classifier.to(scene.device)
     frozen = freeze(net, parts, scene.splits.train.images(slice(0, 2), scene.device))
-    seen = scene.splits.train.images(slice(0, MEASURED), scene.device)
-    before = ratios(net.net, net.prepare(seen))
+    before = _ratios(scene, net, parts)
     for name, facts in frozen.items():
         scene.progress.note(f"{name}: {facts['summary']}")
     fitted = fit_defended(
@@ -132,11 +133,18 @@ def fit_private(scene: Scene, how: Retraining, seed: int, recipe: Recipe, checkp
         lacking = part.shortfall(fitted.notes(name))
         if lacking:
             scene.warn(f"{name}, seed {seed}: {lacking}")
-    after = ratios(net.net, net.prepare(seen))
+    after = _ratios(scene, net, parts)
     for name, share in after.items():
         scene.progress.note(f"{name}: shortcut over branch {before.get(name, 0.0):.3g} before, {share:.3g} after")
     skips = {"skip_ratios": {"before": before, "after": after}} if after else {}
     return Trained(model, fitted, frozen, init, {"batch_norm": batch_norm_policy(net), **skips})
+
+
+def _ratios(scene: Scene, net: Classifier, parts: Parts) -> dict[str, float]:
+    """`ratios` on training images; none where a part takes private steps, whose budget covers no other look at them."""
+    if _takes_steps(parts):
+        return {}
+    return ratios(net.net, net.prepare(scene.splits.train.images(slice(0, MEASURED), scene.device)))
 
 
 def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str, object]:
@@ -151,6 +159,7 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
         "doubts": list(composition.doubts),
         "recipe": asdict(_in_force(how)),
         "phases": {name: {"place": place, **_course(fit)} for place, (name, fit) in enumerate(made.fit.phases, 1)},
+        **({"guarantee": made.fit.guarantee} if made.fit.guarantee else {}),
         "init": made.init,
         **made.changed,
         "data": {"train": scene.splits.train.fingerprint, "val": scene.splits.val.fingerprint},
@@ -163,10 +172,14 @@ def _about(scene: Scene, how: Retraining, made: Trained, seed: int) -> dict[str,
     }
 
 
+def _takes_steps(parts: Parts) -> bool:
+    """Whether a part takes the trainer's place, as private training does."""
+    return any(Slot.STEP in part.slots for part in parts.values())
+
+
 def _in_force(how: Retraining) -> Recipe:
     """The recipe as it was followed: who takes the trainer's place computes in single precision, whatever was asked."""
-    steps = any(Slot.STEP in part.slots for part in how.composition.parts.values())
-    return replace(how.recipe, precision="32") if steps else how.recipe
+    return replace(how.recipe, precision="32") if _takes_steps(how.composition.parts) else how.recipe
 
 
 def batch_norm_policy(net: nn.Module) -> dict[str, object]:

@@ -52,6 +52,8 @@ class DPSGD(Defense):
     )
     slots: ClassVar = frozenset({Slot.SURGERY, Slot.STEP})
     excludes: ClassVar = {
+        "mid": "its KL term is added outside the gradients that are clipped, so it would escape the noise that the "
+        "privacy budget counts",
         "bido": "its loss couples the images of a batch, so there is no gradient of one image to clip",
         "trap-mid": "its triggers are learned from private gradients that no noise covers",
         "atat": "its inner loop uses private gradients that no noise covers",

@@ -13,8 +13,9 @@ TITLES = {
     "init": "public start",
     "adaptive_attack": "adaptive attack",
     "freeze_search": "freeze search",
+    "guarantee": "privacy guarantee",
 }
-FIRST = ("adaptive_attack", "seed", "recipe", "init", "freeze_search")  # the others follow
+FIRST = ("adaptive_attack", "guarantee", "seed", "recipe", "init", "freeze_search")  # the others follow
 
 
 class Part(NamedTuple):
@@ -85,7 +86,9 @@ def _facts(about: Mapping[str, object]) -> dict[str, str]:
     }
     reached = (("test_accuracy", "test"), ("val_accuracy", "validation"))
     shares = [f"{share:.1%} on {on} images" for key, on in reached if isinstance(share := about.get(key), float)]
-    return found | ({"accuracy": ", ".join(shares)} if shares else {})
+    found |= {"accuracy": ", ".join(shares)} if shares else {}
+    spent = _mapping(about.get("guarantee")).get("summary")
+    return found | ({TITLES["guarantee"]: str(spent)} if spent else {})
 
 
 def _parts(about: Mapping[str, object]) -> tuple[Part, ...]:

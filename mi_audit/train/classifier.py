@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mi_audit.core.dataset import Dataset
-from mi_audit.core.defense import Training
 from mi_audit.core.errors import DataError, Diverged
 from mi_audit.core.prior import Progress
 from mi_audit.core.types import Labels, Scalar
@@ -18,7 +17,7 @@ from mi_audit.nn.freezing import train_mode
 from mi_audit.train import checkpoint as checkpoints
 from mi_audit.train.accuracy import hits_and_loss
 from mi_audit.train.feeding import Batch, Feed, fastest_layout
-from mi_audit.train.objective import Loss, Objective, Position, cross_entropy
+from mi_audit.train.objective import Loss, Objective, Position, cross_entropy, training_on
 from mi_audit.train.prefix import AGAIN, FrozenPrefix, frozen_prefix
 from mi_audit.train.recipe import Recipe, optimiser_of
 from mi_audit.train.seeding import seeded
@@ -156,11 +155,8 @@ class _Course:
             images_per_class=self.objective.images_per_class,
         )  # fmt: skip
         self.optimiser = optimiser_of(recipe, _trainable(self.model))
-        largest = int(self.train.labels.bincount().max())
-        about = Training(
-            images=len(self.train), largest_class=largest, batch_size=recipe.batch_size,
-            epochs=self.span.total or self.span.start + recipe.epochs, before=self.span.start, seed=self.seed,
-        )  # fmt: skip
+        start, total = self.span.start, self.span.total or self.span.start + recipe.epochs
+        about = training_on(self.train, recipe.batch_size, epochs=total, before=start, seed=self.seed)
         self.stepper = self.objective.stepper(self.model, self.optimiser, about)
 
     def epoch(self, number: int) -> None:

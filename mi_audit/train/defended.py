@@ -18,8 +18,8 @@ from mi_audit.core.types import Images, Labels, Logits, Scalar
 from mi_audit.nn.precision import autocast
 from mi_audit.train import checkpoint as checkpoints
 from mi_audit.train.classifier import Epoch, Fit, Span, fit
-from mi_audit.train.objective import Losses, Objective, Position
-from mi_audit.train.recipe import Recipe
+from mi_audit.train.objective import Losses, Objective, Position, training_on
+from mi_audit.train.recipe import Recipe, optimiser_of
 from mi_audit.train.seeding import seeded, stream
 
 Parts = Mapping[str, Defense]  # by command-line name, in the order of their slots
@@ -39,6 +39,12 @@ class DefendedFit:
     def val_accuracy(self) -> float | None:
         """Of the weights the last phase kept."""
         return self.phases[-1][1].val_accuracy
+
+    @property
+    def guarantee(self) -> dict[str, object]:
+        """What private steps spent in all phases together: the account of the last one. Empty without such steps."""
+        account = self.phases[-1][1].facts
+        return {key: fact for key, fact in account.items() if key != "frozen_prefix"} if "epsilon" in account else {}
 
     def notes(self, name: str) -> dict[str, float]:
         """What the part called `name` noted, in the last epoch in which it did."""
@@ -214,6 +220,21 @@ def fit_defended(
             checkpoints.save(checkpoint, run, state)
     checkpoints.clear(checkpoint)
     return DefendedFit(tuple(done))
+
+
+def check_steps(model: nn.Module, train: Dataset, recipe: Recipe, parts: Parts) -> None:
+    """Find out whether a part that takes the trainer's place can, on a model that is thrown away.
+
+    Raises:
+        ConfigError: As `Defense.stepper`, or nothing is left to train.
+    """
+    for part in parts.values():
+        if Slot.STEP in part.slots:
+            optimiser = optimiser_of(recipe, [weight for weight in model.parameters() if weight.requires_grad])
+            epochs = schedule(recipe, parts)[-1][2].total or recipe.epochs
+            stepper = part.stepper(model, optimiser, training_on(train, recipe.batch_size, epochs=epochs))
+            if stepper is not None:
+                stepper.close()
 
 
 def _restored(fit: Mapping[str, Any]) -> Fit:

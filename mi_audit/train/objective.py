@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mi_audit.core.dataset import Dataset
 from mi_audit.core.defense import Stepper, Training
 from mi_audit.core.types import Images, Labels, Scalar
 from mi_audit.nn.precision import Precision, autocast
@@ -87,3 +88,11 @@ class Objective:
 def cross_entropy(model: nn.Module, images: Images, labels: Labels) -> Scalar:
     """The loss of an undefended model, in single precision."""
     return F.cross_entropy(model(images).float(), labels)
+
+
+def training_on(train: Dataset, batch_size: int, *, epochs: int, before: int = 0, seed: int = 0) -> Training:
+    """What a stepper has to know of a training on these images; the arguments are the attributes of `Training`."""
+    largest = int(train.labels.bincount().max())
+    return Training(
+        images=len(train), largest_class=largest, batch_size=batch_size, epochs=epochs, before=before, seed=seed
+    )

@@ -141,16 +141,19 @@ class PrivateSteps(Stepper):
         return float(self._accountant.get_epsilon(self._delta)) if self._accountant.history else 0.0
 
     def facts(self) -> dict[str, object]:
+        """As in `Stepper`; what is spent is called `epsilon` after the last step only, and `epsilon_so_far` before."""
         epsilon, largest = self.epsilon(), self._training.largest_class
         noise, steps = self._optimiser.noise_multiplier, sum(int(row[2]) for row in self._accountant.history)
+        planned = self.steps * self._training.epochs
+        said, key, taken = ("", "", f"{steps}") if steps >= planned else ("so far ", "_so_far", f"{steps} of {planned}")
         drawn = "the noise is secret" if self._secret else "the noise follows from the seed, so nothing is private yet"
         return {
-            "epsilon": epsilon, "delta": self._delta, "noise_multiplier": noise, "sample_rate": self.rate,
+            f"epsilon{key}": epsilon, "delta": self._delta, "noise_multiplier": noise, "sample_rate": self.rate,
             "steps": steps, "max_grad_norm": self._optimiser.max_grad_norm, "accountant": self._mechanism,
             "secret": self._secret, "protects": "one image", "largest_class": largest,
-            "epsilon_of_largest_class": largest * epsilon,
-            "summary": f"epsilon {epsilon:.3g} at delta {self._delta:.3g} for one image, {largest * epsilon:.3g} for a "
-            f"class of {largest} images at a far larger delta ({steps} steps, noise {noise:.3g}, sampling rate "
+            f"epsilon_of_largest_class{key}": largest * epsilon,
+            "summary": f"{said}epsilon {epsilon:.3g} at delta {self._delta:.3g} for one image, {largest * epsilon:.3g} "
+            f"for a class of {largest} images at a far larger delta ({taken} steps, noise {noise:.3g}, sampling rate "
             f"{self.rate:.3g}); {drawn}",
         }  # fmt: skip
 

@@ -60,5 +60,5 @@ def test_one_fresh_network_tells_whether_a_cut_can_be_searched(cache: Path, tmp_
     model = replace(plan.model, ref="built-in:resnet18-small")
     with open_scene(replace(plan, model=model, defend=wanted), "defend", Silent()) as scene:
         built.clear()
-        check_search(scene)
+        check_search(scene, defend_recipe(scene))
     assert len(built) == 1

@@ -123,6 +123,13 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(cach
         ("rolss", "auto", {}, "not applicable"),
         ("loft", None, {}, "expected a rank below 5 classes"),
         ("bido", None, {"layers": "layer9"}, "layer9"),
+        (
+            "dp-sgd",
+            None,
+            {"epsilon": 1e-9, "delta": 1e-9, "accountant": "rdp"},
+            "expected a budget that some noise keeps",
+        ),
+        ("tldmi+dp-sgd", "auto", {}, "no privacy budget covers"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(
@@ -133,6 +140,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(
     wanted = DefendPlan(method=method, freeze=freeze, settings=settings, epochs=2)
     with pytest.raises(ConfigError, match=message):
         run_defense(replace(plan, defend=wanted))
+
+
+def test_a_batch_norm_that_would_train_privately_is_refused_before_anything_is_trained(
+    cache: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("mi_audit.audit.defend.public_start", None)
+    monkeypatch.setattr("mi_audit.defenses.dp_sgd.DPSGD.edits", lambda *_: ())
+    wanted = DefendPlan(method="dp-sgd", settings={"accountant": "rdp"}, epochs=1)
+    with pytest.raises(ConfigError, match="expected no batch normalisation that trains under DP-SGD"):
+        run_defense(replace(defend_plan(tmp_path / "run", cache), defend=wanted))
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,24 @@ def test_the_manifest_says_in_which_precision_a_private_training_computed(scene,
     made = retrained(scene, Retraining(private, None, recipe), 0, tmp_path / "private.safetensors", "defended")
     assert made.defense["recipe"] == {**recipe.__dict__, "precision": "32"}
     plain = retrained(scene, Retraining(UNDEFENDED, None, recipe), 0, tmp_path / "plain.safetensors", "undefended")
-    assert plain.defense["recipe"] == recipe.__dict__
+    assert plain.defense["recipe"] == recipe.__dict__ and "guarantee" not in plain.defense
+
+
+def test_the_guarantee_of_a_private_model_is_of_all_phases_and_nothing_else_looks_at_training_images(
+    scene, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(retrain, "ratios", None)  # measured without noise
+    net = new_model("built-in:resnet18-small", num_classes=5, channels=1, size=32, mean=(0.5,), std=(0.5,), seed=0)
+    few = replace(scene.splits, train=some(scene.splits.train, "few", 8))
+    private = {"epsilon": 8.0, "accountant": "rdp", "secret": False}
+    composition = compose("ssf+ca+dp-sgd", {"dp-sgd": private, "ca": {"epochs": 2}})
+    how = Retraining(composition, None, Recipe(epochs=1, batch_size=8, precision="32"))
+    small = replace(scene, model=net, splits=few)
+    about = retrained(small, how, 0, tmp_path / "m.safetensors", "defended").defense
+    assert "skip_ratios" not in about
+    assert about["guarantee"]["steps"] == 3 and 7.7 < about["guarantee"]["epsilon"] <= 8
+    main, last = about["phases"]["main"], about["phases"]["confidence"]
+    assert main["epsilon_so_far"] < about["guarantee"]["epsilon"] == last["epsilon"] and "epsilon" not in main
 
 
 def test_the_manifest_says_how_much_came_over_scaled_shortcuts_and_what_batch_norms_did(scene, tmp_path):

@@ -1,16 +1,19 @@
 import pytest
 import torch
+from opacus.accountants import RDPAccountant
 from torch.nn import functional as F
 
 from mi_audit.audit.composition import compose
 from mi_audit.core.defense import Slot, Training
 from mi_audit.core.errors import ConfigError
 from mi_audit.defenses.dp_sgd import DPSGD
+from mi_audit.nn.architectures import built_in
+from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.edits import apply
 from mi_audit.nn.freezing import train_mode
-from mi_audit.train.defended import fit_defended
+from mi_audit.train.defended import check_steps, fit_defended, freeze
 from mi_audit.train.feeding import Feed
-from mi_audit.train.private_steps import noise_for
+from mi_audit.train.private_steps import PrivateSteps, noise_for
 from mi_audit.train.recipe import Recipe
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
@@ -74,17 +77,67 @@ def test_one_budget_lasts_for_the_fine_tuning_of_ca_as_well(tmp_path, secret):
             net, dataset(), dataset(), recipe, composition.parts, seed=0, device="cpu", on_step=on_step,
             checkpoint=checkpoint,
         )  # fmt: skip
-        return net, [fit.facts for _, fit in fitted.phases]
+        return net, fitted
 
-    net, (main, tuned) = train(lambda *_: None)
-    assert 0 < main["epsilon"] < 0.97 * 8 < tuned["epsilon"] <= 8
+    net, fitted = train(lambda *_: None)
+    main, tuned = (fit.facts for _, fit in fitted.phases)
+    assert 0 < main["epsilon_so_far"] < 0.97 * 8 < tuned["epsilon"] <= 8
+    assert "epsilon" not in main and main["summary"].startswith("so far epsilon") and "6 of 15 steps" in main["summary"]
+    assert "so far" not in tuned["summary"] and fitted.guarantee == tuned
     assert (main["steps"], tuned["steps"]) == (6, 15)
     assert main["noise_multiplier"] == tuned["noise_multiplier"] == noise_for(8.0, 1 / 26.4, 1 / 3, 15, "rdp")
     with pytest.raises(Interrupted):
         train(stop, tmp_path / "half")
-    again, facts = train(lambda *_: None, tmp_path / "half")
-    assert facts == [main, tuned]
+    again, resumed = train(lambda *_: None, tmp_path / "half")
+    assert resumed.guarantee == tuned and resumed.phases[0][1].facts == main
     assert secret or all(torch.equal(*pair) for pair in zip(net.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "freeze_at", "arch", "phase"),
+    [
+        ("tldmi+dp-sgd", {"tldmi": {"head_epochs": 2}}, "50%", "cnn", "head-warm-up"),
+        ("tts+dp-sgd", {"tts": {"full_epochs": 2}}, None, "resnet18-small", "full-skips"),
+    ],
+)
+def test_one_budget_lasts_for_a_phase_before_the_main_one(tmp_path, method, settings, freeze_at, arch, phase):
+    data = dataset(per_class=2, size=16)  # eight images in two batches; three epochs are six steps
+    parts = compose(method, {**settings, "dp-sgd": {**DPSGD.smoke, "epsilon": 8.0}}, freeze_at).parts
+
+    def train(stop="", checkpoint=None):
+        def on_step(label, *_):
+            if label == stop:
+                raise Interrupted
+
+        torch.manual_seed(0)
+        net = built_in(arch, 4, 3)
+        freeze(net, parts, data.images(slice(0, 2)))
+        for part in parts.values():
+            apply(net, part.edits(net, data.images(slice(0, 2))))
+        model = Classifier(net, size=16, channels=3, mean=(0.5,), std=(0.5,))
+        freeze(model, parts, data.images(slice(0, 2)))
+        recipe = Recipe(epochs=3, batch_size=4, lr=0.1, precision="32")
+        fitted = fit_defended(
+            model, data, data, recipe, parts, seed=0, device="cpu", on_step=on_step, checkpoint=checkpoint
+        )  # fmt: skip
+        return model.state_dict(), fitted
+
+    weights, fitted = train()
+    assert [name for name, _ in fitted.phases] == [phase, "main"]
+    first, last = (fit.facts for _, fit in fitted.phases)
+    noise = noise_for(8.0, 1 / 8.8, 1 / 2, 6, "rdp")
+    assert first["noise_multiplier"] == last["noise_multiplier"] == noise
+    assert (first["steps"], last["steps"]) == (4, 6)
+    so_far = RDPAccountant()
+    so_far.history = [(noise, 1 / 2, 4)]
+    assert first["epsilon_so_far"] == pytest.approx(so_far.get_epsilon(1 / 8.8))
+    assert 0.97 * 8 < fitted.guarantee["epsilon"] <= 8
+    for place in (f"{phase}, epoch 2/2", "epoch 1/1"):  # in the middle of the phase, and once it is over
+        with pytest.raises(Interrupted):
+            train(place, tmp_path / "half")
+    again, resumed = train(checkpoint=tmp_path / "half")
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    assert [fit.facts for _, fit in resumed.phases] == [first, last]
 
 
 def test_a_frozen_public_backbone_keeps_its_batch_norms():
@@ -104,10 +157,36 @@ def test_batch_norm_that_trains_all_the_same_is_refused():
 
 def test_stands_alone_in_its_slot_and_names_what_it_breaks():
     assert Slot.STEP in DPSGD.slots and Slot.STEP.exclusive
-    assert {"bido", "atat", "trap-mid"} == set(DPSGD.excludes)
+    assert {"mid", "bido", "atat", "trap-mid"} == set(DPSGD.excludes)
     (doubt,) = compose("dp-sgd+negls", {}).doubts
     assert doubt.startswith("dp-sgd with negls has no published measurement: ")
     assert DPSGD().secret
+
+
+@pytest.mark.parametrize("method", ["mid+dp-sgd", "dp-sgd+mid"])
+def test_the_divergence_of_mid_is_named_as_what_would_escape_the_noise(method):
+    with pytest.raises(ConfigError, match=r"dp-sgd with mid: its KL term .* would escape the noise that the privacy b"):
+        compose(method, {})
+
+
+@pytest.mark.parametrize(("method", "cut"), [("tldmi+dp-sgd", "auto"), ("dp-sgd", "auto:1"), ("tldmi+dp-sgd", None)])
+def test_a_search_of_the_cut_is_refused_for_no_budget_covers_what_it_trains(method, cut):
+    settings = {} if cut else {"tldmi": {"freeze": "auto"}}
+    with pytest.raises(ConfigError, match=r"got tldmi with --freeze auto, .* without noise, .* give --freeze a cut"):
+        compose(method, settings, cut)
+    assert compose(method, {}, "80%").parts["tldmi"].freeze == "80%"
+
+
+@pytest.mark.parametrize("epsilon", [8.0, 1e-9])
+def test_that_no_noise_keeps_the_budget_or_a_batch_norm_trains_is_found_without_a_step(epsilon, monkeypatch):
+    monkeypatch.setattr(PrivateSteps, "step", None)
+    net, parts = plain_cnn(), {"dp-sgd": DPSGD(epsilon=epsilon, delta=1e-5, accountant="rdp")}
+    recipe = Recipe(epochs=2, batch_size=8, precision="32")
+    with pytest.raises(ConfigError, match="batch normalisation that trains" if epsilon > 1 else "some noise keeps"):
+        check_steps(net, dataset(), recipe, parts)
+    if epsilon > 1:
+        apply(net, DPSGD().edits(net, EXAMPLE))
+        check_steps(net, dataset(), recipe, parts)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,16 @@ def test_phases_come_in_the_order_of_the_training():
     assert (after.name, after.summary, after.details) == ("confidence", "epsilon 8", {"epsilon": 8.0})
 
 
+def test_the_guarantee_of_the_released_model_stands_in_one_place():
+    spent = {"epsilon": 7.99, "steps": 15, "summary": "epsilon 7.99 at delta 0.03 for one image (15 steps)"}
+    so_far = {"place": 1, "kept_epoch": 3, "epsilon_so_far": 4.5, "summary": "so far epsilon 4.5 (6 of 15 steps)"}
+    about = MADE | {"guarantee": spent, "phases": MADE["phases"] | {"main": so_far}}
+    found = defended.defended(pair(about))
+    assert found.facts["privacy guarantee"] == spent["summary"] and found.folded["privacy guarantee"] == spent
+    assert "epsilon 7.99 at delta" in html(pair(about), None) and "So far epsilon 4.5" in html(pair(about), None)
+    assert "privacy guarantee" not in defended.defended(pair()).facts
+
+
 def test_the_settings_of_a_single_defense_may_stand_alone():
     about = {"method": "tldmi", "settings": {"freeze": "80%"}, "resolved": {"units": 4}, "adaptive_attack": "views"}
     found = defended.defended(comparison(defense=about))
@@ -75,7 +85,15 @@ def test_an_audit_shows_the_defense_that_the_model_declares():
 @pytest.mark.parametrize(
     "about",
     [
-        {"method": 3, "settings": ["x"], "resolved": "y", "phases": {"main": 4}, "cautions": "no list", "doubts": 1},
+        {
+            "method": 3,
+            "settings": ["x"],
+            "resolved": "y",
+            "phases": {"main": 4},
+            "cautions": "no list",
+            "doubts": 1,
+            "guarantee": 3,
+        },
         {"settings": {}, "phases": [], "cautions": {"a": 1}},
         {"method": "", "settings": {"a": {"b": {"c": [1]}}}, "kind": None},
     ],

@@ -124,6 +124,17 @@ def test_the_account_goes_on_where_the_phases_before_left_it(accounting):
     assert last.facts() == whole.facts() and whole.facts()["steps"] == 15
 
 
+def test_what_is_spent_before_the_last_step_is_called_so_far():
+    steps = private(linear())  # six are planned
+    train(linear(), steps, None, epochs=1)
+    half = steps.facts()
+    assert "epsilon" not in half and "epsilon_of_largest_class" not in half
+    assert half["epsilon_so_far"] == steps.epsilon() and half["summary"].startswith("so far epsilon ")
+    assert half["epsilon_of_largest_class_so_far"] == 6 * steps.epsilon() and "(3 of 6 steps" in half["summary"]
+    train(linear(), steps, None, epochs=1, first=1)
+    assert steps.facts()["epsilon"] == steps.epsilon() and "so far" not in str(steps.facts())
+
+
 def test_nothing_done_is_nothing_spent():
     assert private(linear()).epsilon() == 0
 
