@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mi_audit.nn.packing import Packing
+
 SLOPE = 0.2  # of the leaky ReLU
 Maps = Float[Tensor, "b channels height width"]
 PerChannel = Float[Tensor, "b channels"]
@@ -28,6 +30,7 @@ def styled(
     planes: Float[Tensor, "2 height2 width2"],
     bias: Float[Tensor, " out"],
     clamp: float = math.inf,
+    packing: Packing | None = None,
 ) -> Float[Tensor, "b out height2 width2"]:
     """`clamp(leaky_relu(gain * conv(style * maps) + noise + bias))`; differentiable once in maps, style and gain.
 
@@ -42,8 +45,9 @@ def styled(
         planes: The noise, and ones.
         bias: One per channel.
         clamp: The result is clamped to plus and minus this.
+        packing: Keeps the weights in the order of the kernels; only for passes that a gradient comes back through.
     """
-    return _Styled.apply(maps, style, gain, weight, taps, planes, bias, clamp)
+    return _Styled.apply(maps, style, gain, weight, taps, planes, bias, clamp, packing)
 
 
 class _Styled(torch.autograd.Function):
@@ -58,18 +62,19 @@ class _Styled(torch.autograd.Function):
         planes: Tensor,
         bias: Tensor,
         clamp: float,
+        packing: Packing | None,
     ) -> Tensor:
         scaled = maps * _spread(style)
         if taps is None:
-            made = F.conv2d(scaled, weight, padding=1)
+            made = _down(scaled, weight, 1, 1, packing)
         else:
-            made = F.conv2d(F.conv_transpose2d(scaled, weight, stride=2), taps, padding=1, groups=len(taps))
+            made = F.conv2d(_up(scaled, weight, 2, 0, packing), taps, padding=1, groups=len(taps))
         made = made.mul_(_spread(gain)).add_(planes[0]).add_(bias[:, None, None])
         made = F.leaky_relu_(made, SLOPE)
         if clamp != math.inf:
             made = made.clamp_(-clamp, clamp)
         ctx.save_for_backward(maps, style, gain, weight, taps, planes, bias, made)
-        ctx.clamp = clamp
+        ctx.clamp, ctx.packing = clamp, packing
         return made
 
     @staticmethod
@@ -89,12 +94,25 @@ class _Styled(torch.autograd.Function):
         of_gain = (along - by_noise - whole * bias) / gain
         slope = slope.mul_(_spread(gain))
         if taps is None:
-            slope = F.conv_transpose2d(slope, weight, padding=1)
+            slope = _up(slope, weight, 1, 1, ctx.packing)
         else:
-            slope = F.conv2d(F.conv2d(slope, taps, padding=2, groups=len(taps)), weight, stride=2)
+            slope = _down(F.conv2d(slope, taps, padding=2, groups=len(taps)), weight, 2, 0, ctx.packing)
         of_style = (slope * maps).sum(dim=(2, 3))
         of_maps = slope.mul_(_spread(style)) if ctx.needs_input_grad[0] else None
-        return of_maps, of_style, of_gain, None, None, None, None, None
+        return of_maps, of_style, of_gain, None, None, None, None, None, None
+
+
+def _down(maps: Tensor, weight: Tensor, stride: int, padding: int, packing: Packing | None) -> Tensor:
+    if packing is not None and packing.fits(maps, weight, maps.dtype, up=False):
+        return packing.down(maps, weight)
+    return F.conv2d(maps, weight, stride=stride, padding=padding)
+
+
+def _up(maps: Tensor, weight: Tensor, stride: int, padding: int, packing: Packing | None) -> Tensor:
+    if packing is not None and packing.fits(maps, weight, maps.dtype, up=True):
+        sides = [(side - 1) * stride - 2 * padding + 3 for side in maps.shape[2:]]
+        return packing.up(maps, weight, sides)
+    return F.conv_transpose2d(maps, weight, stride=stride, padding=padding)
 
 
 def _spread(numbers: PerChannel) -> Float[Tensor, "b channels 1 1"]:

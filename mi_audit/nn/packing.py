@@ -1,7 +1,7 @@
-"""Frozen layers whose weights are cast and laid out once; results have the same bits as those of the layers they replace.
+"""Frozen layers whose weights are cast and laid out once; they give the same bits as the layers that they replace.
 
 Autocast casts weights that take no gradient in every pass, and a processor's convolution copies weights into the order
-that its kernel reads, in every pass forward and once more in every pass back. On small maps that is a fifth of its time.
+that its kernel reads in every pass, forward and back: on small maps that is a fifth of its time.
 """
 
 from collections.abc import Sequence
@@ -104,7 +104,7 @@ class Packing:
         made: Made = _ops()._convolution_transpose_pointwise(maps, laid, bias, *geometry, *PLAIN)
         return made
 
-    def _of(self, maps: Maps, weight: Weight, up: bool, lay_out: Any) -> Tensor:  # noqa: ANN401, FBT001
+    def _of(self, maps: Maps, weight: Weight, up: bool, lay_out: Any) -> Tensor:  # noqa: ANN401
         """The weights for such maps; for fewer of them those for more will do, in whatever order they are."""
         self._renew(weight, maps.dtype)
         known = self._laid.get(up)
@@ -186,7 +186,7 @@ class _Way(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         sides: Sequence[int],
-        up: bool,  # noqa: FBT001
+        up: bool,
     ) -> Tensor:
         ctx.way = packing, weight, maps.shape[2:], up
         return packing.up(maps, weight, sides, bias) if up else packing.down(maps, weight, bias)

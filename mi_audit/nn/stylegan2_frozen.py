@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mi_audit.core.prior import Painting
 from mi_audit.nn.compiled import as_is, compiled
 from mi_audit.nn.epilogue import styled
+from mi_audit.nn.packing import Packing
 from mi_audit.nn.stylegan2 import TAPS, Block, Colour, Generator, Layered, Maps, ScaledLinear, Style, StyledConv
 
 GAIN = math.sqrt(2)  # of the activation
@@ -167,6 +168,7 @@ class FrozenConv(nn.Module):
             line = weight.new_tensor(TAPS)
             taps = (torch.outer(line, line) / 16).expand(len(weight), 1, 4, 4).contiguous()
             weight = weight.transpose(0, 1)
+        self.packing = Packing((2, 2)) if layer.up else Packing(padding=(1, 1))
         self._cast = {
             weight.dtype: _Cast(
                 weight.clone(memory_format=torch.channels_last),
@@ -179,7 +181,9 @@ class FrozenConv(nn.Module):
     def forward(self, maps: Maps, w: Style) -> Maps:
         style = self.style(w)
         gain = (F.linear(style.square(), self.power) + 1e-8 / GAIN**2).rsqrt()
-        return styled(maps, style.to(maps.dtype), gain.to(maps.dtype), *self._at(maps.dtype), self.bound)
+        searched = (maps.requires_grad or w.requires_grad) and torch.is_grad_enabled()
+        packing = self.packing if searched and not torch.compiler.is_compiling() else None
+        return styled(maps, style.to(maps.dtype), gain.to(maps.dtype), *self._at(maps.dtype), self.bound, packing)
 
     def _at(self, dtype: torch.dtype) -> _Cast:
         """The constants in that precision, cast when they are first asked for."""

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mi_audit.nn import stylegan2_frozen
-from mi_audit.nn.stylegan2_frozen import FrozenGenerator, SwiftPainter
+from mi_audit.nn import packing, stylegan2_frozen
+from mi_audit.nn.precision import has_native_bf16
+from mi_audit.nn.stylegan2_frozen import FrozenConv, FrozenGenerator, SwiftPainter
 from tests.nn.test_stylegan2 import TINY, generator, numbers
 
+BF16 = pytest.mark.skipif(not has_native_bf16("cpu"), reason="no bfloat16 in hardware")
 WIDE = replace(TINY, widths=(24, 20, 16, 12), style=16, latent=16)
 
 
@@ -111,3 +113,27 @@ def test_weights_that_take_gradients_get_them():
     painter, weight = SwiftPainter(net), net.blocks[2].grow.weight.requires_grad_()
     (slope,) = torch.autograd.grad(painter.paint(styles_of(net)).colours.sum(), weight)
     assert slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mixed", [False, pytest.param(True, marks=BF16)])
+def test_laid_out_weights_give_the_same_bits(mixed, monkeypatch):
+    net = generator(WIDE).float()
+    swift, styles = FrozenGenerator(net), styles_of(net)
+
+    def passed():
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            painted, slope = gradient(swift, styles)
+        return *painted, slope
+
+    ours = passed()
+    convolutions = [layer for layer in swift.modules() if isinstance(layer, FrozenConv)]
+    assert all(layer.packing._laid.keys() == {False, True} for layer in convolutions[1:])
+    monkeypatch.setattr(packing, "MOST", 0)
+    assert all(map(torch.equal, ours, passed()))
+
+
+def test_passes_without_a_gradient_lay_out_nothing():
+    net = generator(WIDE).float()
+    swift = FrozenGenerator(net)
+    swift.paint(styles_of(net))
+    assert not any(layer.packing._laid for layer in swift.modules() if isinstance(layer, FrozenConv))
