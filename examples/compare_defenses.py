@@ -13,9 +13,10 @@ does the same for the freeze points of TL-DMI, and sets the Fisher information o
 """
 
 import argparse
+import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ METHODS = (
     "tldmi", "rolss", "ssf", "tts", "loft", "ca", "mid", "bido", "negls", "midre", "trap-mid", "atat", "dp-sgd",
     "calor", "tldmi+bido", "tldmi+midre", "rolss+bido",
 )  # fmt: skip
-UPRIGHT: dict[str, dict[str, object]] = {  # no digit is mirrored
+UPRIGHT: Mapping[str, dict[str, object]] = {  # no digit is mirrored
     name: {"flips": False} for name in ("ppa", "ppdg-mi", "if-gmi")
 }
 FACES: dict[str, dict[str, object]] = {"gmi-gan": {"flips": True}, "stylegan2": {"flips": True}}
@@ -52,14 +53,15 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
     digits = given.what == "digits"
     names = given.attacks.split(",")
     settings = {**SETTINGS, **(DIGITS if digits else {})}
-    methods = DefendPlan(sweep=f"method={given.method}", epochs=given.epochs, settings=settings)
-    curve = DefendPlan(method="tldmi", sweep=given.sweep, epochs=given.epochs)
+    methods = DefendPlan(sweep=f"method={given.method}", settings=settings)
+    curve = DefendPlan(method="tldmi", sweep=given.sweep)
+    defend = curve if given.sweep else methods
     return Plan(
         model=ModelPlan(ref=given.arch),
         private=given.private,
         public=given.public,
         size=32 if digits else None,
-        attacks=tuple(AttackPlan(name=name, settings=settings_of(name, digits, given.pictures)) for name in names),
+        attacks=tuple(AttackPlan(name=name, settings=settings_of(name, digits, given.set)) for name in names),
         classes=given.classes,
         profile="quick",
         seeds=given.seeds,
@@ -70,17 +72,14 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
         verifier_epochs=VERIFIER_EPOCHS,
         out=given.out / f"{'curve-' if given.sweep else ''}views-{views}",
         cache=given.cache_dir,
-        defend=curve if given.sweep else methods,
+        defend=replace(defend, epochs=given.epochs, batch_size=given.train_batch_size),
     )
 
 
-def settings_of(attack: str, digits: bool, pictures: int | None) -> Mapping[str, object]:
-    """What differs from the profile: `pictures` of every class, and twice as many searches in `ppa`."""
-    settings = dict(UPRIGHT.get(attack, {})) if digits else {}
-    if pictures is not None:
-        halved = {"restarts": 2 * pictures, "keep": pictures}
-        settings |= halved if attack in ("ppa", "ppdg-mi") else {"restarts": pictures}
-    return settings
+def settings_of(attack: str, digits: bool, given: Iterable[str]) -> Mapping[str, object]:
+    """What differs from the profile: no mirrored digits, and what `given` says, such as `gmi.steps=150`."""
+    own = (part.removeprefix(f"{attack}.").partition("=") for part in given if part.startswith(f"{attack}."))
+    return (UPRIGHT.get(attack, {}) if digits else {}) | {key: json.loads(value) for key, _, value in own}
 
 
 def share_models(source: Path, target: Path) -> None:
@@ -97,8 +96,9 @@ def share(found: Quantity | None, *, signed: bool = False) -> str:
         return "-"
     scale = 100 if found.unit == "share" else 1
     sign = "+" if signed else ""
-    ends = f" [{scale * found.interval.low:.3g}, {scale * found.interval.high:.3g}]" if found.interval else ""
-    return f"{scale * found.value:{sign}.3g}{ends}"
+    low_and_high = (found.interval.low, found.interval.high) if found.interval else ()
+    value, *ends = (round(scale * number, 9) + 0.0 for number in (found.value, *low_and_high))  # sums of rounding are 0
+    return f"{value:{sign}.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
 
 
 def cells_of(attack: AttackResult) -> list[str]:
@@ -168,11 +168,12 @@ def main() -> None:
     parser.add_argument("--method", default=",".join(METHODS))
     parser.add_argument("--sweep", help="freeze points of TL-DMI in place of methods, such as freeze=0%%,40%%,80%%")
     parser.add_argument("--attacks", default="gmi,ppa,if-gmi")
-    parser.add_argument("--pictures", type=int, help="reconstructions per class; the attack's own number otherwise")
+    parser.add_argument("--set", action="append", default=[], help="of an attack, such as gmi.steps=150; repeatable")
     parser.add_argument("--views", default="1,20", help="numbers of views to average gradients over; 1 is none")
     parser.add_argument("--classes", default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--train-batch-size", type=int, help="few pictures need smaller ones")
     parser.add_argument("--evaluator-epochs", type=int, help="few pictures need more of them")
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--out", type=Path, required=True)

@@ -6,6 +6,7 @@ import pytest
 from examples import compare_defenses
 from mi_audit.audit import retrain
 from mi_audit.audit.plan import AttackPlan
+from mi_audit.core.report import Interval, Quantity
 from tests.report import sample
 from tests.world import SMOKE
 
@@ -44,10 +45,12 @@ def table(text, head):
     return [line.split("|")[1].strip() for line in lines[2:]]
 
 
-def test_fewer_pictures_are_asked_of_every_attack_in_its_own_terms():
-    assert compare_defenses.settings_of("gmi", False, 3) == {"restarts": 3}
-    assert compare_defenses.settings_of("ppa", True, 3) == {"flips": False, "restarts": 6, "keep": 3}
-    assert compare_defenses.settings_of("ppa", False, None) == {}
+def test_an_attack_takes_its_own_settings():
+    given = ["gmi.steps=150", "ppa.keep=3", "ppa.flips=true", "if-gmi.steps=[2, 1]"]
+    assert compare_defenses.settings_of("gmi", False, given) == {"steps": 150}
+    assert compare_defenses.settings_of("ppa", True, given) == {"flips": True, "keep": 3}
+    assert compare_defenses.settings_of("if-gmi", True, given) == {"flips": False, "steps": [2, 1]}
+    assert compare_defenses.settings_of("ppa", True, []) == {"flips": False}
 
 
 def test_the_table_shows_the_distance_of_sets_under_whatever_name_it_was_measured():
@@ -58,6 +61,15 @@ def test_the_table_shows_the_distance_of_sets_under_whatever_name_it_was_measure
     assert compare_defenses.cells_of(replace(attack, measurements=(distance,))) == ["-", "-", "-", "12.5"]
     exact = replace(distance, name="fid", value=7.0)
     assert compare_defenses.cells_of(replace(attack, measurements=(distance, exact)))[-1] == "7"
+
+
+def test_what_sums_of_rounding_leave_is_nothing():
+    found = Quantity(
+        value=-7.4e-18, unit="share", count=5, counted="pairs",
+        interval=Interval(low=-0.24, high=1.48e-17, level=0.95, method="by hand"),
+    )  # fmt: skip
+    assert compare_defenses.share(found, signed=True) == "+0 [-24, 0]"
+    assert compare_defenses.share(replace(found, value=0.095, interval=None)) == "9.5"
 
 
 @pytest.mark.slow

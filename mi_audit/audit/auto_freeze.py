@@ -7,11 +7,11 @@ from typing import Any
 from mi_audit.audit.attack import Court, audit_models
 from mi_audit.audit.composition import UNDEFENDED, Composition, compose
 from mi_audit.audit.fisher import first_cut
-from mi_audit.audit.freezing_search import FreezeSearch, Trial, search
+from mi_audit.audit.freezing_search import NONE, FreezeSearch, Trial, deepest_cut, search
 from mi_audit.audit.judge import model_facts
 from mi_audit.audit.plan import FREEZING
 from mi_audit.audit.pretrain import PublicStart, fresh_private_model
-from mi_audit.audit.retrain import Retraining, Trained, fit_private, retrained
+from mi_audit.audit.retrain import Retraining, Trained, check_fit, fit_private, retrained
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.core.attack import Attack
 from mi_audit.core.defense import Slot
@@ -41,6 +41,20 @@ def with_cut(scene: Scene, spec: str) -> Composition:
     return compose(FREEZING if only else plan.method, plan.settings, spec)
 
 
+def check_search(scene: Scene) -> None:
+    """Find out whether a cut can be searched, before anything is trained for it.
+
+    Raises:
+        ConfigError: There are no validation images, there is no unit to choose, or a defense does not fit the network.
+    """
+    if not len(scene.splits.val):
+        raise ConfigError(
+            "expected validation images to search the freeze point with, got none; give --freeze a cut, such as 80%"
+        )
+    check_fit(scene, with_cut(scene, NONE).parts)
+    deepest_cut(*_room(scene))
+
+
 def find_cut(
     scene: Scene, start: PublicStart, recipe: Recipe, court: Court, builds: Mapping[str, Attack[Any, Any]], delta: float
 ) -> FreezeSearch:
@@ -58,10 +72,6 @@ def find_cut(
         builds: The attacks of the plan.
         delta: Validation accuracy that may be lost, a share.
     """
-    if not len(scene.splits.val):
-        raise ConfigError(
-            "expected validation images to search the freeze point with, got none; give --freeze a cut, such as 80%"
-        )
     whole = with_cut(scene, "auto")  # without any cut, the part that freezes might be missing, and its phases with it
     phases = [phase for part in whole.parts.values() for phase in part.phases()]
     first = sum(phase.epochs for phase in phases if phase.when == "before")
@@ -96,17 +106,15 @@ def find_cut(
         )
 
     profile, stages = first_cut(scene, trained_shortly(UNDEFENDED, "none").model, cheap)
-    found = search(stages, delta, val_accuracy, start=profile.cut, measured=measured, limit=_limit(scene))
+    found = search(stages, delta, val_accuracy, start=profile.cut, measured=measured, limit=_room(scene)[1])
     scene.progress.note(f"--freeze auto: {found.spec}, {found.reason}")
     return found
 
 
-def _limit(scene: Scene) -> int | None:
-    """Units before the first whose skip connection another defense changes: that one must learn."""
-    model, _ = fresh_private_model(scene, None, scene.plan.seed, with_cut(scene, "none").parts)
+def _room(scene: Scene) -> tuple[int, int | None]:
+    """Units of the network, and those before the first whose skip connection another defense changes: it must learn."""
+    model, _ = fresh_private_model(scene, None, scene.plan.seed, with_cut(scene, NONE).parts)
     blocks = {f"net.{name.rpartition('.')[0]}" for name in installed(model.classifier.net)}
-    if not blocks:
-        return None
     found = units(model.classifier, scene.splits.train.images(slice(0, 1), "cpu"))
     holds = (any(f"{block}.".startswith(f"{unit.name}.") for block in blocks) for unit in found)
-    return next((place for place, inside in enumerate(holds) if inside), None)
+    return len(found), next((place for place, inside in enumerate(holds) if inside), None)

@@ -12,6 +12,7 @@ from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.compiled import compiling
 from mi_audit.nn.modes import evaluating
 from mi_audit.store import memory
+from mi_audit.store.runs import RunFolder
 from mi_audit.train.seeding import seeded
 
 BatchSize = int | Literal["auto"]
@@ -51,6 +52,27 @@ def batch_of(wanted: BatchSize, device: str, size: int, model: Classifier, prior
         each = bytes_per_image(lambda rows: _peak(device, rows, model, prior))  # first: it leaves its caches behind
         return fitting(most, _free(device), each)
     return most
+
+
+def kept_batch(wanted: BatchSize, folder: RunFolder, key: str, choose: Callable[[], int]) -> BatchSize:
+    """The batch size that a run works with until it ends, however often it is resumed: memory may differ by then.
+
+    Args:
+        wanted: A number of images is taken as it is and not kept.
+        folder: Of the run, where the first choice is kept.
+        key: What the choice is for, and where.
+        choose: Makes a choice when there is none; `auto` is left to the jobs when it fails, each of which then says so.
+    """
+    if wanted != "auto":
+        return wanted
+    known = folder.read_batches()
+    if key not in known:
+        try:
+            known[key] = choose()
+        except RuntimeError:
+            return wanted
+        folder.write_batches(known)
+    return known[key]
 
 
 def fitting(most: int, free: int | None, each: int | None) -> int:

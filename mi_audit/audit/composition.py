@@ -119,18 +119,17 @@ def _check(parts: Parts) -> None:
                 f"expected defenses that go together, got {one} with {other}: {parts[one].excludes[other]}; keep one"
             )
     private = [name for name, part in parts.items() if Slot.STEP in part.slots]
-    coupling = [name for name, part in parts.items() if Slot.TERM in part.slots]
+    coupling = [name for name, part in parts.items() if Slot.TERM in part.slots and not part.only_notes]
     if private and coupling:
         raise ConfigError(
             f"expected {private[0]} with the loss of each picture alone, got {coupling[0]}, whose term would escape "
             "the noise that the privacy budget counts; keep one"
         )
-    longer = [(name, phase.name) for name, part in parts.items() for phase in part.phases()]
-    if private and longer:
-        name, phase = longer[0]
+    resized = [name for name, part in parts.items() if any("batch_size" in phase.recipe for phase in part.phases())]
+    if private and resized:
         raise ConfigError(
-            f"expected {private[0]} with one phase, got {name} with the phase {phase}, which would spend the privacy "
-            f"budget once more; leave {name} out or, where it can do without, its phase"
+            f"expected {private[0]} with batches of one size, which its noise is computed for, got {resized[0]} with a "
+            f"phase of others; leave {resized[0]} out"
         )
     for name, part in parts.items():
         conflict = part.conflicts({other: one for other, one in parts.items() if other != name})

@@ -18,7 +18,7 @@ from mi_audit.audit.attack import (
     seeds_of,
     verdict_of,
 )
-from mi_audit.audit.auto_freeze import automatic, find_cut, with_cut
+from mi_audit.audit.auto_freeze import automatic, check_search, find_cut, with_cut
 from mi_audit.audit.compare import compare
 from mi_audit.audit.composition import UNDEFENDED, Composition, compose
 from mi_audit.audit.exposed import drawing_order
@@ -27,7 +27,7 @@ from mi_audit.audit.measure import check_metrics, per_class
 from mi_audit.audit.plan import Plan
 from mi_audit.audit.pretrain import PublicStart, public_start
 from mi_audit.audit.progress import ProgressSink, Silent
-from mi_audit.audit.retrain import Retraining, defend_recipe, retrained
+from mi_audit.audit.retrain import Retraining, check_fit, defend_recipe, retrained
 from mi_audit.audit.scene import Scene, open_scene
 from mi_audit.audit.stopping import stops_early
 from mi_audit.core.errors import ConfigError
@@ -36,6 +36,7 @@ from mi_audit.store.files import make_folder, read_file, storage_error, write_at
 from mi_audit.store.results import write_result
 from mi_audit.store.targets import LoadedModel
 from mi_audit.train.accuracy import released_labels, share_right
+from mi_audit.train.defended import schedule
 from mi_audit.train.recipe import Recipe
 
 
@@ -57,8 +58,9 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
         check_controls(scene, trains=True)
         for doubt in composition.doubts:
             scene.warn(doubt)
-        start = public_start(scene, None)
         recipe = defend_recipe(scene)
+        _check_training(scene, composition, recipe)
+        start = public_start(scene, None)
         court, delta, search = load_court(scene), automatic(composition), dict[str, object]()
         if delta is not None:
             found = find_cut(scene, start, recipe, court, builds, delta)
@@ -83,6 +85,15 @@ def run_defense(plan: Plan, progress: ProgressSink | None = None) -> Comparison:
             copy_model(scene.folder.path / _file("defended", first), plan.defend.save)
         discard_pictures(scene)
         return result
+
+
+def _check_training(scene: Scene, composition: Composition, recipe: Recipe) -> None:
+    """Refuse what cannot be trained before the public start and the twin are trained in vain."""
+    schedule(recipe, composition.parts)
+    if automatic(composition) is None:
+        check_fit(scene, composition.parts)
+    else:
+        check_search(scene)
 
 
 def check_destination(file: Path) -> None:

@@ -8,6 +8,7 @@ from mi_audit.audit.progress import ProgressSink
 from mi_audit.core.report import Comparison
 
 SEEDS = 3
+PRIOR_STEPS = 500  # of the 800 of `quick`: on digits the attacks were as strong, and it is the longest part of the demo
 
 
 def demo_plan(out: Path | None, seed: int, cache: Path | None, seeds: int = SEEDS) -> Plan:
@@ -19,6 +20,8 @@ def demo_plan(out: Path | None, seed: int, cache: Path | None, seeds: int = SEED
         size=32,
         attacks=(AttackPlan(name="gmi"), AttackPlan(name="ppa", settings={"flips": False})),  # a mirrored digit is none
         profile="quick",
+        prior_settings={"gmi-gan": {"steps": PRIOR_STEPS}},
+        early_stop=True,
         seed=seed,
         seeds=seeds,
         out=out or Path("runs") / "demo",

@@ -80,6 +80,18 @@ def stage_ends(stages: Sequence[str]) -> tuple[int, ...]:
     return (*ends, len(stages)) if ends else tuple(range(1, len(stages) + 1))
 
 
+def deepest_cut(total: int, limit: int | None = None) -> int:
+    """Most units of `total` that a search may freeze; see `search` for `limit`.
+
+    Raises:
+        ConfigError: There is nothing to choose from.
+    """
+    last = total - 1 if limit is None else min(limit, total - 1)
+    if last < 1:
+        raise ConfigError(f"expected two units or more to search a cut in, got {last + 1} of {total}; give --freeze")
+    return last
+
+
 def search(
     stages: Sequence[str],
     delta: float,
@@ -107,11 +119,9 @@ def search(
         ConfigError: `delta` is no share, there is nothing to choose from, or `start` is not one of the cuts.
     """
     total = len(stages)
-    last = total - 1 if limit is None else min(limit, total - 1)
     if not 0 <= delta < 1:
         raise ConfigError(f"expected an accuracy loss from 0 to 100 points, got {100 * delta:g}; write auto:2")
-    if last < 1:
-        raise ConfigError(f"expected two units or more to search a cut in, got {last + 1} of {total}; give --freeze")
+    last = deepest_cut(total, limit)
     if start is not None and not 0 <= start <= total:
         raise ConfigError(f"expected a start from 0 to {total} units, got {start}; profile this network again")
     begin = min(max(1, total // 2 if start is None else start), last)

@@ -17,5 +17,6 @@ def carried_out(plan: Plan, device: str) -> Iterator[None]:
 
 def marks(plan: Plan, device: str) -> tuple[str, ...]:
     """What of it the id of a job has to say; nothing as long as nothing is switched on."""
-    on = {"compiled": compiles(plan.compile, device), "deterministic": plan.deterministic}
+    polished = plan.early_stop and plan.precision == "bf16"  # latents left without exact steps once
+    on = {"compiled": compiles(plan.compile, device), "deterministic": plan.deterministic, "polished": polished}
     return tuple(name for name, wanted in on.items() if wanted)

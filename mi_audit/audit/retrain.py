@@ -23,7 +23,7 @@ from mi_audit.store.weights import KEY, read_header
 from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.classifier import Fit
-from mi_audit.train.defended import DefendedFit, fit_defended, freeze
+from mi_audit.train.defended import DefendedFit, Parts, fit_defended, freeze
 from mi_audit.train.recipe import Recipe
 
 MEASURED = 64  # training images, without augmentation
@@ -80,6 +80,20 @@ def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -
             left.unlink()
     own_code = scene.model.arch if scene.model.arch.startswith("py:") else None  # the user named it, no file did
     return load_model(str(file), arch=own_code, device=scene.device)
+
+
+def check_fit(scene: Scene, parts: Parts) -> None:
+    """Find out whether the defenses fit the architecture, on a fresh network that is thrown away.
+
+    Raises:
+        ConfigError: A part does not find what it changes, freezes or watches, or changes what another one freezes.
+    """
+    model, _ = fresh_private_model(scene, None, scene.plan.seed, parts)
+    example = scene.splits.train.images(slice(0, 2), "cpu")
+    freeze(model.classifier, parts, example)
+    for part in parts.values():
+        if Slot.TERM in part.slots:
+            part.taps(model.classifier, example)
 
 
 class Trained(NamedTuple):

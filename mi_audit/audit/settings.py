@@ -218,15 +218,16 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_json(data: Mapping[str, object]) -> Plan:
-    """The plan that `plan_to_json` wrote.
+    """The plan that `plan_to_json` wrote, also before `auto` was a batch size and null stood for it.
 
     Raises:
         ConfigError: The data are of another version or damaged.
     """
     from pydantic import ValidationError
 
+    known = {**data, "batch_size": "auto"} if data.get("batch_size", "auto") is None else dict(data)
     try:
-        return _adapter().validate_python(dict(data))
+        return _adapter().validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -177,7 +177,7 @@ class DefendTable(Table):
     method: str = Field(default="tldmi", description="name of the defense, or several: tldmi+bido")
     freeze: str | None = Field(
         default=None,
-        description="what stays as pre-trained: 80%, params:80%, stage:3, module:NAME, none",
+        description="what stays public: 80%, params:80%, stage:3, module:NAME, index:26, linear-probe, auto:2, none",
         examples=["80%"],
     )
     pretrained: str = Field(

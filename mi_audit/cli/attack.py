@@ -69,6 +69,7 @@ def defend(
       mi-audit defend model.safetensors --private data/private --public data/public --freeze 80%
       mi-audit defend model.safetensors --method tldmi+bido --set bido.lambda_x=0.1
       mi-audit defend model.safetensors --pretrained timm:resnet18.a1_in1k --save defended.safetensors
+      mi-audit defend model.safetensors --freeze auto:2 --views 20
       mi-audit defend model.safetensors --seeds 3 --fail-on 'attack_acc1 > 0.10'
       mi-audit defend model.safetensors --sweep freeze=0%,40%,60%,80%,90%
     """

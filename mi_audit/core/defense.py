@@ -117,7 +117,7 @@ class Training:
         images: Training images.
         largest_class: Images of the class that has most of them.
         batch_size: Images in a step, on average.
-        epochs: Passes over the images.
+        epochs, before: Passes over the images, in all phases together, and how many of them earlier phases made.
         seed: Of the training.
     """
 
@@ -125,14 +125,15 @@ class Training:
     largest_class: int
     batch_size: int
     epochs: int
+    before: int = 0
     seed: int
 
 
 class Stepper(ABC):
     """STEP: draws the batches and updates the weights in the place of the trainer.
 
-    The trainer makes it once model and optimiser are there, goes through `batches` in every epoch, transforms each
-    batch and hands it to `step`, and calls `close` whatever happened.
+    The trainer makes one per phase once model and optimiser are there, goes through `batches` in every epoch,
+    transforms each batch and hands it to `step`, and calls `close` whatever happened.
 
     Attributes:
         steps: Batches per epoch.
@@ -198,6 +199,7 @@ class Defense(ABC):
         deviations: What differs from the published code, and why.
         excludes: Defenses it cannot be combined with, by command-line name, each with the reason.
         untested: Defenses with which it has no published combination and a doubt, each with the doubt.
+        only_notes: Whether its term adds nothing to the loss, so that a training without it gives the same weights.
         looks_again: Whether its term runs the network once more, or follows gradients to the images. Otherwise, where
             the images stay the same, frozen layers may run once for the whole training instead of in every step.
         images_per_class: Number of pictures per class in a batch when batches must be balanced; None draws at random.
@@ -213,6 +215,7 @@ class Defense(ABC):
     deviations: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[Mapping[str, str]] = {}
     untested: ClassVar[Mapping[str, str]] = {}
+    only_notes: ClassVar[bool] = False
     looks_again: ClassVar[bool] = False
 
     @property
@@ -221,9 +224,7 @@ class Defense(ABC):
         return None
 
     def conflicts(self, others: Mapping[str, "Defense"]) -> str:
-        """Why it cannot be combined with `others` as they are set, and what to set; empty when it can.
-
-        What no setting helps against is said by `excludes`.
+        """Why it cannot be combined with `others` as they are set, and what to set; for more than that: `excludes`.
 
         Args:
             others: The other defenses of the training, by command-line name.

@@ -18,6 +18,8 @@ from mi_audit.core.types import Labels
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the SplitMix64 increment, as a signed 64-bit integer
 STEP = 0xD1342543DE82EF95 - (1 << 64)  # an odd multiplier that keeps the steps of one draw apart
+FIRST, SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)  # the SplitMix64 multipliers
+LOW = {bits: (1 << (64 - bits)) - 1 for bits in (27, 30, 31, 40)}  # what `>>` leaves but copies of the sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Streams:
         draw = _mix(self.keys + _hash(name) + (offset if isinstance(offset, Tensor) else _signed(offset)))
         counter = torch.arange(1, math.prod(shape) + 1, device=self.keys.device)
         mixed = _mix(draw[:, None] + GOLDEN * counter[None, :])
-        return _shift(mixed, 40).to(torch.float32).view(len(self.keys), *shape)
+        return (mixed >> 40 & LOW[40]).to(torch.float32).view(len(self.keys), *shape)
 
 
 def _signed(value: int) -> int:
@@ -79,12 +81,7 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _shift(x: Int64[Tensor, "*n"], bits: int) -> Int64[Tensor, "*n"]:
-    """Logical right shift; the one of torch keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
 def _mix(x: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift(x, 31)
+    x = (x ^ (x >> 30 & LOW[30])) * FIRST
+    x = (x ^ (x >> 27 & LOW[27])) * SECOND
+    return x ^ (x >> 31 & LOW[31])

@@ -47,7 +47,11 @@ class CA(Defense):
     )
     caution: ClassVar = f"Its probabilities are lowered on purpose and no longer calibrated. {MASKING}"
     slots: ClassVar = frozenset({Slot.PHASE, Slot.TERM})
-    untested: ClassVar = {"trap-mid": "the last phase lowers the confidence that the trapdoor was trained to"}
+    only_notes: ClassVar = True
+    untested: ClassVar = {
+        "trap-mid": "the last phase lowers the confidence that the trapdoor was trained to",
+        "dp-sgd": "its phase takes noise, too, and the confidence is not followed, for no budget covers logging it",
+    }
     deviations: ClassVar = (
         "The rate falls to a tenth at 75 % and a hundredth at 90 % of the phase, in the released code after epochs 3 "
         "and 4 of 5; batch and augmentation are those of the main phase, there batches of 96 that are only mirrored.",

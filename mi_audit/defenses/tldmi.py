@@ -48,6 +48,7 @@ class TLDMI(Defense):
         "The stem is frozen with the first unit; a misspelt attribute leaves it trainable in the released code.",
         "Batch norms of frozen units stay in eval mode, so that their statistics do not drift to the private data.",
         "Zero units means none for every network; the released code then freezes all of VGG-16.",
+        "The cut is 80 % of the units unless it is given; the paper has one per network, which is printed beside it.",
         "The optimiser sees trainable parameters only, so that no momentum of frozen ones is left over.",
     )
 

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mi_audit.core.errors import TargetError
 from mi_audit.core.types import Features, Images, Logits
+from mi_audit.nn.constants import beside
 from mi_audit.nn.frozen import frozen
 from mi_audit.nn.modes import evaluating
 
@@ -180,7 +181,7 @@ def _convert(images: Images, channels: int) -> Float[Tensor, "b channels h w"]:
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
     if images.shape[1] == 3 and channels == 1:
-        return (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        return (images * beside(images, LUMINANCE).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     raise TargetError(f"expected {channels}-channel images, got {images.shape[1]}; convert them or correct --channels")
 
 

@@ -18,9 +18,10 @@ from mi_audit.core.reconstruction import Curve
 from mi_audit.core.run import Run, is_out_of_memory
 from mi_audit.core.types import Images, Labels, Latents, PerSample
 from mi_audit.nn.averaging import averaged
-from mi_audit.nn.early_stopping import leaving, note_steps, rule_of
+from mi_audit.nn.descent_path import Path
+from mi_audit.nn.early_stopping import leaving, note_steps, polished, polishing, rule_of
 from mi_audit.nn.mixed_precision import ROWS, decided, mixed_steps, networks, spread
-from mi_audit.nn.optimisers import Optimiser, State
+from mi_audit.nn.optimisers import Optimiser
 from mi_audit.nn.views import View
 
 REPORT_EVERY = 5  # steps between two progress reports inside a chunk
@@ -40,40 +41,6 @@ class _Chunk(NamedTuple):
     latents: Latents
     losses: Float[Tensor, " steps"]
     taken: Int64[Tensor, " rows"]
-
-
-@dataclass(slots=True)
-class _Path:
-    """Rows on their way: all that a step needs, so that they can be parted between any two steps.
-
-    `rows` are their places in the chunk, on the CPU.
-    """
-
-    rows: Int64[Tensor, " rows"]
-    start: Latents
-    latents: Latents
-    labels: Labels
-    streams: Streams
-    state: State
-    losses: Float[Tensor, "steps rows"]
-    step: int = 0
-
-    def parted(self) -> "tuple[_Path, _Path]":
-        """The first and the second half of the rows, each where it is now."""
-        middle = len(self.rows) // 2
-        first, second = (self._part(part) for part in (slice(None, middle), slice(middle, None)))
-        return first, second
-
-    def parted_by(self, over: Bool[Tensor, " rows"]) -> "tuple[_Path, _Path]":
-        """The rows that are `over`, and those that go on."""
-        ended, others = (self._part(part.nonzero().squeeze(1)) for part in (over, ~over))
-        return ended, others
-
-    def _part(self, rows: slice | Tensor) -> "_Path":
-        return _Path(
-            self.rows[rows], self.start[rows], self.latents[rows], self.labels[rows], self.streams[rows],
-            tuple(memory[rows] for memory in self.state), self.losses[:, rows], self.step,
-        )  # fmt: skip
 
 
 def _as_is(latents: Latents) -> Latents:
@@ -143,7 +110,7 @@ class Descent:
         were taken are counted as work.
 
         Networks compute in what `run.precision` asks for, if the gradients of the first step allow it; the last steps
-        do not.
+        do not, which rows that have converged take before they leave.
 
         Raises:
             Diverged: A loss or a latent became NaN or infinite.
@@ -164,19 +131,25 @@ class Descent:
         """All steps of these rows; when memory runs out on the way, each half goes on from the last step."""
         losses = torch.empty(self.steps, len(rows), device=latents.device)
         places = torch.arange(len(rows))
-        waiting = [_Path(places, latents, latents, labels, streams, self.optimiser.start(latents), losses)]
-        ended: list[_Path] = []
+        waiting = [Path(places, latents, latents, labels, streams, self.optimiser.start(latents), losses)]
+        ended: list[Path] = []
         while waiting:
             path = waiting.pop()
-            over = self._over(path, rows.start + sum(len(other.rows) for other in ended), total, run)
+            before = (rows.start + sum(map(len, ended))) * self.steps + sum(len(one) * one.step for one in waiting)
+            over = self._over(path, before, total, run if path.end is None else polishing(run))
             if over is None:  # outside of the handler, which holds on to the memory of the step that failed
                 waiting += reversed(path.parted())
                 continue
             if not over.all():
                 path, others = path.parted_by(over)
                 waiting.append(others)
+            if path.end is None and (last := polished(path.step, self.steps, run)) > path.step:
+                path.end = last
+                waiting.append(path)
+                continue
             path.losses[path.step :] = path.losses[path.step - 1]  # of steps that are left out
             ended.append(path)
+            self._tell(before + len(path) * self.steps, total, run)
         order = torch.cat([path.rows for path in ended]).argsort().to(latents.device)
         end = torch.cat([path.latents for path in ended]).index_select(0, order)
         losses = torch.cat([path.losses for path in ended], dim=1).index_select(1, order)
@@ -185,7 +158,7 @@ class Descent:
         self._count(run, int(taken.sum()) * self.samples)
         return _Chunk(end, losses.cpu().double().sum(dim=1), taken)
 
-    def _over(self, path: _Path, before: int, total: int, run: Run) -> Bool[Tensor, " rows"] | None:
+    def _over(self, path: Path, before: int, total: int, run: Run) -> Bool[Tensor, " rows"] | None:
         """Take steps until some rows are over, and say which; None when there was no memory, and rows to part.
 
         Until the first step is done `Run.batches` halves the chunk, and remembers for those that follow.
@@ -196,17 +169,19 @@ class Descent:
             try:
                 self._step(path, shown, run)
             except RuntimeError as error:
-                if path.step == 0 or len(path.rows) == 1 or not is_out_of_memory(error):
+                if path.step == 0 or len(path) == 1 or not is_out_of_memory(error):
                     raise
                 run.forget_since(counted)
                 return None
-            over = leaving(path.losses, path.step, rule)
-            if path.step % REPORT_EVERY == 0 or over is not None:
-                gone = int(over.sum()) if over is not None else 0
-                done = (before + gone) * self.steps + (len(path.rows) - gone) * path.step
-                run.on_step(self.stage, done * self.samples, total * self.steps * self.samples)
+            over = leaving(path.losses[: path.end], path.step, rule)
             if over is not None:
                 return over
+            if path.step % REPORT_EVERY == 0:
+                self._tell(before + len(path) * path.step, total, run)
+
+    def _tell(self, done: int, total: int, run: Run) -> None:
+        """Report steps of rows as those of samples."""
+        run.on_step(self.stage, done * self.samples, total * self.steps * self.samples)
 
     def _first(self, start: Latents, labels: Labels, streams: Streams, run: Run) -> Float[Tensor, "rows numbers"]:
         """The gradient of what networks have a part in, at the start of some of the rows."""
@@ -218,7 +193,7 @@ class Descent:
         through, few = replace(self, penalty=None), spread(len(labels), ROWS).to(labels.device)
         return run.map(one, start[few], labels[few], streams[few])
 
-    def _step(self, path: _Path, shown: Callable[[Images, int], PerSample], run: Run) -> None:
+    def _step(self, path: Path, shown: Callable[[Images, int], PerSample], run: Run) -> None:
         """Move the rows by one step; nothing of them changes when it fails."""
         step = path.step
         identity, gradient = self._gradient(path.latents, path.labels, path.streams, step, shown, run)

@@ -1,11 +1,12 @@
 """Which rows of a gradient search have converged, so that they leave the batch and the others go on without them.
 
 Stopping and compaction change what a search costs, and a little of what it finds: the decision rests on the loss of the
-target, and an independent evaluator may have gained from the steps that were left out. In mixed precision these include
-the exact ones at the end.
+target, and an independent evaluator may have gained from the steps that were left out. After steps in mixed precision a
+row takes a few exact ones before it leaves.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mi_audit.core.early_stop import EarlyStop, Taken
 from mi_audit.core.run import Run
+from mi_audit.nn.mixed_precision import mixed_steps
 from mi_audit.nn.optimisers import Optimiser
 
 SCHEDULED = "its step size follows a schedule over all steps"
@@ -48,6 +50,23 @@ def leaving(losses: Float[Tensor, "steps rows"], step: int, rule: EarlyStop | No
         return None
     stalled = converged(losses[:step].cpu(), window_of(rule, steps), rule)
     return stalled if stalled.any() else None
+
+
+def polished(step: int, steps: int, run: Run) -> int:
+    """The step after which rows that have converged after `step` of `steps` are over; `step` when they are already.
+
+    Before they leave they take a tenth as many exact steps, so that they end as a whole search does. The exact ones
+    among those that they took count.
+    """
+    if run.precision == "32":
+        return step
+    due, had = step - mixed_steps(step), max(0, step - mixed_steps(steps))
+    return min(steps, step + max(0, due - had))
+
+
+def polishing(run: Run) -> Run:
+    """The run of rows that have converged: exact, and nothing but the last step ends it."""
+    return replace(run, precision="32", early_stop=None)
 
 
 def converged(losses: Float[Tensor, "taken rows"], window: int, rule: EarlyStop) -> Bool[Tensor, " rows"]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Images, Labels
 from mi_audit.nn.classifier import LUMINANCE
+from mi_audit.nn.constants import beside
 
 Fill = Literal["paper", "neutral"]
 LOW, HIGH = 0.1, 0.4  # published shares of the area
@@ -41,8 +42,8 @@ class Erasing:
 
 def colour_of(images: Images, fill: Fill) -> Float[Tensor, " c"]:
     """The colour for the channels of `images`: grey images get its luminance."""
-    colour = images.new_tensor(FILLS[fill])
-    return colour if images.shape[1] > 1 else (colour * images.new_tensor(LUMINANCE)).sum(dim=0, keepdim=True)
+    colour = beside(images, FILLS[fill])
+    return colour if images.shape[1] > 1 else (colour * beside(images, LUMINANCE)).sum(dim=0, keepdim=True)
 
 
 def erase(

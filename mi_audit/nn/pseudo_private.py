@@ -127,18 +127,19 @@ class PseudoPrivateTuning:
         """
         weights = prior.decoder_weights
         optimiser = torch.optim.Adam(weights, lr=self.tune_lr, fused=weights[0].is_cuda)
-        losses = torch.empty(self.tune_steps)
+        losses = torch.empty(self.tune_steps, device=latents.device)
         for weight in weights:
             weight.requires_grad_(True)
         for step in range(self.tune_steps):
             slopes = run.batches(lambda w, x: _slope(prior, weights, w, x), latents, images)
-            losses[step] = torch.stack([loss for loss, _ in slopes]).sum().cpu() / len(images)
+            losses[step] = torch.stack([loss for loss, _ in slopes]).sum() / len(images)
             for place, weight in enumerate(weights):
                 weight.grad = torch.stack([slope[place] for _, slope in slopes]).sum(dim=0) / len(images)
             optimiser.step()
             run.on_step("tune", len(images) * (step + 1), len(images) * self.tune_steps)
         for weight in weights:
             weight.requires_grad_(False).grad = None
+        losses = losses.cpu()
         if not losses.isfinite().all():
             raise Diverged(
                 f"expected finite losses, got NaN or infinity while the generator was tuned (step "

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.prior import Painting
 from mi_audit.core.types import Images, Latents
+from mi_audit.nn.constants import beside
 
 Maps = Float[Tensor, "_ _ _ _"]  # images, features, height, width
 Style = Float[Tensor, "b style"]
@@ -280,5 +281,5 @@ def doubled(maps: Maps) -> Maps:
 
 
 def _kernel(maps: Maps, gain: float) -> Float[Tensor, "d 1 4 4"]:
-    taps = maps.new_tensor(TAPS)
+    taps = beside(maps, TAPS)
     return (torch.outer(taps, taps) * (gain / 64)).expand(maps.shape[1], 1, 4, 4)

@@ -11,6 +11,7 @@ from torch import Tensor
 from mi_audit.core.errors import ConfigError
 from mi_audit.core.random import Streams
 from mi_audit.core.types import Images, Labels, PerSample
+from mi_audit.nn.constants import beside
 
 View = Callable[[Images, Streams, int | Labels], Images]
 Boxes = Float[Tensor, "b 4"]  # centre x, centre y, width, height; shares of the image, negative width mirrors
@@ -157,7 +158,7 @@ def centre_crop(images: Images, side: float) -> Images:
     """The middle of each image, `side` times as wide and high, stretched back to the size of the image."""
     if side == 1:
         return images
-    return cut(images, images.new_tensor([0.5, 0.5, side, side]).expand(len(images), 4))
+    return cut(images, beside(images, (0.5, 0.5, side, side)).expand(len(images), 4))
 
 
 def cut(images: Images, boxes: Boxes) -> Images:

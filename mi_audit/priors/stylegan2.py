@@ -19,6 +19,7 @@ from mi_audit.core.prior import LatentSpace, Painting, PriorRecipe, Progress, St
 from mi_audit.core.target import WhiteBoxTarget
 from mi_audit.core.types import Images, Latents
 from mi_audit.nn.adversarial import NonSaturatingR1
+from mi_audit.nn.constants import beside
 from mi_audit.nn.gan import Networks
 from mi_audit.nn.precision import Precision
 from mi_audit.nn.stylegan2 import Generator, Shape
@@ -260,7 +261,7 @@ class _StyleGAN2Prior(StylePrior, TunablePrior):
             return images
         if self._channels == 3:
             return images.expand(-1, 3, -1, -1)
-        return torch.einsum("bchw,c->bhw", images, images.new_tensor(LUMINANCE))[:, None]
+        return torch.einsum("bchw,c->bhw", images, beside(images, LUMINANCE))[:, None]
 
 
 def _origin(file: Path) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_audit.core.report import AuditReport, Comparison, Quantity
-from mi_audit.report import arithmetic, defended, view, wording
+from mi_audit.report import arithmetic, defended, savings, view, wording
 
 WIDTH = 100  # columns
 STYLES: Mapping[str, str] = {"good": "green", "bad": "red", "unsure": "yellow", "plain": "default"}
 COLUMNS = ("exposure", "attack_acc1", "attack_acc5", "knn_l2sq_min", "fid", "fid_evaluator", "target_acceptance")
 WITH_INTERVAL = ("accuracy", "exposure", "attack_acc1", "knn_l2sq_min")  # the others would not fit on the screen
 MOST_WARNINGS = 8
+MOST_SEARCHES = 8
 
 
 def show(
@@ -43,7 +44,7 @@ def _parts(
 ) -> list[Text | Table]:
     tables = _comparison(result) if isinstance(result, Comparison) else _audit(result, width)
     opening = [Text(), _headline(result), *_rules(result), Text()]
-    return [*opening, *tables, *_cautions(result), *_warnings(result), *_ending(timing, page)]
+    return [*opening, *tables, *_savings(result), *_cautions(result), *_warnings(result), *_ending(timing, page)]
 
 
 def _headline(result: AuditReport | Comparison) -> Text:
@@ -118,6 +119,15 @@ def _cells(row: view.Row) -> tuple[str | Text, ...]:
     if full:
         change.append(f"\n{row.meaning}", STYLES[row.tone])
     return before, after, change
+
+
+def _savings(result: AuditReport | Comparison) -> list[Text]:
+    """What `--early-stop` left out."""
+    told = savings.sentences(result)
+    lines = [Text(f"Steps taken. {text}.", style="dim") for text in told[:MOST_SEARCHES]]
+    if len(told) > MOST_SEARCHES:
+        lines.append(Text(f"  and {len(told) - MOST_SEARCHES} more searches in the report", style="dim"))
+    return [*lines, Text()] if lines else []
 
 
 def _cautions(result: AuditReport | Comparison) -> list[Text]:

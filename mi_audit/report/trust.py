@@ -110,8 +110,9 @@ def controls(report: AuditReport) -> Controls:
 def worst(result: AuditReport | Comparison, *, names: bool = True) -> tuple[Identity, ...]:
     """The classes that any attack exposed most, the worst first; an average hides them."""
     _, report = sides(result)
+    tables = {attack.name: _by_class(attack) for attack in report.without_controls}
     found = [
-        identity for label in report.attacked if (identity := _identity(report, label, names=names)) is not None
+        identity for label in report.attacked if (identity := _identity(report, tables, label, names=names)) is not None
     ]  # fmt: skip
     return tuple(sorted(found, key=_badness)[:WORST])
 
@@ -121,8 +122,13 @@ def _badness(identity: Identity) -> tuple[float, float, float, str]:
     return -(identity.exposed or 0.0), -(identity.accuracy or 0.0), near, identity.pseudonym
 
 
-def _identity(report: AuditReport, label: int, *, names: bool) -> Identity | None:
-    values = {attack.name: _of_class(attack, label) for attack in report.without_controls}
+def _identity(
+    report: AuditReport, tables: Mapping[str, Mapping[str, Mapping[int, float]]], label: int, *, names: bool
+) -> Identity | None:
+    values = {
+        attack: {metric: found[label] for metric, found in table.items() if label in found}
+        for attack, table in tables.items()
+    }
     known = {name: found for name, found in values.items() if found}
     if not known:
         return None
@@ -139,9 +145,9 @@ def _identity(report: AuditReport, label: int, *, names: bool) -> Identity | Non
     )
 
 
-def _of_class(attack: AttackResult, label: int) -> dict[str, float]:
-    found = {m.name: means(m).get(label) for m in in_order(attack) if m.per_class}
-    return {name: value for name, value in found.items() if value is not None}
+def _by_class(attack: AttackResult) -> dict[str, dict[int, float]]:
+    """The mean of every class, by the name of what was measured."""
+    return {m.name: means(m) for m in in_order(attack) if m.per_class}
 
 
 def _largest(known: Mapping[str, Mapping[str, float]], name: str) -> float | None:

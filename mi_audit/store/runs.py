@@ -30,6 +30,7 @@ from mi_audit.store.latest import MARKER, find_run, point_latest
 
 LOCK = ".lock"
 OWNER = ".owner.json"
+BATCHES = "batches.json"
 RECORD = "mi_audit"  # the only metadata key: safetensors writes several keys in a random order
 
 Job = tuple[dict[str, Tensor], dict[str, object]]
@@ -81,6 +82,7 @@ class RunFolder:
         """Remove the results of finished jobs and the pictures made from them, so that they are run again."""
         for name in ("jobs", "images"):
             shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / BATCHES).unlink(missing_ok=True)
 
     @staticmethod
     def find(ref: str) -> Path:
@@ -168,6 +170,23 @@ class RunFolder:
         if not isinstance(plan, dict):
             raise StorageError(f"expected a JSON object, got {type(plan).__name__} in {path}; repeat the command")
         return plan
+
+    def write_batches(self, sizes: Mapping[str, int]) -> None:
+        """Keep the batch sizes that were chosen, by what they were chosen for.
+
+        Raises:
+            StorageError: The file could not be written.
+        """
+        self.write_text(BATCHES, json.dumps(sizes, indent=2, sort_keys=True) + "\n")
+
+    def read_batches(self) -> dict[str, int]:
+        """What `write_batches` kept; nothing when there is no such file, or a damaged one."""
+        try:
+            sizes = json.loads((self.path / BATCHES).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        good = isinstance(sizes, dict) and all(type(size) is int and size > 0 for size in sizes.values())
+        return sizes if good else {}
 
     def point_latest(self) -> None:
         """Let `runs/latest` mean this run, if it lies in a folder called `runs` and the file system has links."""

@@ -49,10 +49,12 @@ class Span:
     Attributes:
         start: Epochs that went before: orders, augmentations and dropout go on from there instead of coming again.
         whole: Of the learning rate schedule that all share; None is a schedule of this training's own.
+        total: Of the longer training; None when nothing comes after this one.
     """
 
     start: int
     whole: int | None
+    total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,8 @@ class _Course:
         self.optimiser = optimiser_of(recipe, _trainable(self.model))
         largest = int(self.train.labels.bincount().max())
         about = Training(
-            images=len(self.train), largest_class=largest, batch_size=recipe.batch_size, epochs=recipe.epochs,
-            seed=self.seed,
+            images=len(self.train), largest_class=largest, batch_size=recipe.batch_size,
+            epochs=self.span.total or self.span.start + recipe.epochs, before=self.span.start, seed=self.seed,
         )  # fmt: skip
         self.stepper = self.objective.stepper(self.model, self.optimiser, about)
 

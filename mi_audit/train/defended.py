@@ -241,7 +241,7 @@ def schedule(recipe: Recipe, parts: Parts) -> tuple[tuple[Phase, Recipe, Span], 
     rows, start = [], 0
     for phase in (*before, main, *after):
         shares = phase.when == "before" and not phase.recipe
-        span = Span(start, recipe.epochs if shares else None)
+        span = Span(start, recipe.epochs if shares else None, recipe.epochs + sum(phase.epochs for phase in after))
         start += phase.epochs
         rows.append((phase, replace(recipe, **{**_known(phase), "epochs": phase.epochs}), span))
     return tuple(rows)

@@ -132,12 +132,13 @@ class _Contest:
         rng = stream(self.seed, "step", step)
         rows = self._rows(step)
         real = self._real(rows, torch.rand(self.batch, generator=rng), rng)
-        latents = torch.randn(self.batch, self.latent, generator=rng).to(self.device)
-        views = torch.rand(2, self.batch, 3, generator=rng).to(self.device)
-        mix = torch.rand(self.batch, generator=rng).to(self.device)
-        asked = torch.randint(max(1, self.classes), (self.batch,), generator=rng).to(self.device)
+        latents = sent(torch.randn(self.batch, self.latent, generator=rng), self.device)
+        views = sent(torch.rand(2, self.batch, 3, generator=rng), self.device)
+        mix = sent(torch.rand(self.batch, generator=rng), self.device)
+        asked = sent(torch.randint(max(1, self.classes), (self.batch,), generator=rng), self.device)
         if settings.chance < 1 or settings.adapt is not None:  # numbers of 0.5 leave an image as it is
-            views = torch.where(torch.rand(2, self.batch, 1, generator=rng).to(self.device) < self.chance, views, 0.5)
+            drawn = sent(torch.rand(2, self.batch, 1, generator=rng), self.device)
+            views = torch.where(drawn < self.chance, views, 0.5)
         due = (step + 1) % objective.critic_steps == 0
 
         with torch.set_grad_enabled(due), autocast(self.device, settings.precision):
@@ -146,7 +147,7 @@ class _Contest:
         number = torch.arange(self.batch, device=self.device)
         round = Round(
             step=step,
-            rows=rows.to(self.device),
+            rows=sent(rows, self.device),
             labels=sent(self.labels[rows], self.device),
             real=real,
             seen_real=self._view(real, views[0]),
@@ -231,14 +232,14 @@ class _Contest:
     def _real(self, rows: Labels, flip: Float[Tensor, " b"], rng: torch.Generator) -> Images:
         images = sent(self.pixels[rows], self.device).float() / 255
         if self.settings.dither:
-            noise = torch.rand(images.shape, generator=rng).to(self.device)
+            noise = sent(torch.rand(images.shape, generator=rng), self.device)
             images = images.lerp(noise, self.settings.dither)  # stays in [0, 1]
-        return mirrored(images, flip.to(self.device)) if self.settings.flips else images
+        return mirrored(images, sent(flip, self.device)) if self.settings.flips else images
 
     def _more(self, step: int, copy: int, rng: torch.Generator) -> Images:
         """Another batch of public images, as the critic sees them."""
         flip, view = torch.rand(self.batch, generator=rng), torch.rand(self.batch, 3, generator=rng)
-        return self._view(self._real(self._rows(step, copy), flip, rng), view.to(self.device))
+        return self._view(self._real(self._rows(step, copy), flip, rng), sent(view, self.device))
 
     def _view(self, images: Images, uniform: Float[Tensor, "b 3"]) -> Images:
         shift, brightness = self.settings.shift, self.settings.brightness

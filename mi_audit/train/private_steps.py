@@ -104,6 +104,8 @@ class PrivateSteps(Stepper):
         )  # fmt: skip
         self._mechanism = accounting
         self._accountant = create_accountant(accounting)
+        if training.before:  # the phases before took as many steps per epoch, with the same noise
+            self._accountant.history = [(noise, self.rate, self.steps * training.before)]
         self._optimiser.attach_step_hook(self._accountant.get_optimizer_hook_fn(sample_rate=self.rate))
 
     def batches(

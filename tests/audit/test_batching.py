@@ -1,14 +1,20 @@
 """How many images are decoded at once, from memory numbers that were made up."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mi_audit.attacks.gmi import GMI
 from mi_audit.audit import batching
-from mi_audit.audit.batching import batch_of, bytes_per_image, chosen, default_batch, fitting, search_step
+from mi_audit.audit.attack import run_attack
+from mi_audit.audit.batching import batch_of, bytes_per_image, chosen, default_batch, fitting, kept_batch, search_step
 from mi_audit.core.prior import AssistedPrior, CriticPrior, Surrogates
 from mi_audit.nn.classifier import Classifier
 from mi_audit.store import memory
+from mi_audit.store.runs import RunFolder
 from tests.toy import ToyPrior
+from tests.world import digit_plan
 
 GIB = 2**30
 
@@ -128,3 +134,55 @@ def test_a_measured_step_goes_through_every_network_and_moves_no_random_numbers(
     search_step("cpu", 3, net.train(), AssistedPrior(WithCritic(), students))
     assert {"target", "student", "critic"} <= set(passed) and net.training
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_first_choice_of_a_run_is_kept(tmp_path):
+    def never() -> int:
+        return pytest.fail("asked")
+
+    with RunFolder(tmp_path / "run") as folder:
+        assert kept_batch("auto", folder, "gmi on cpu", lambda: 16) == 16
+        assert kept_batch("auto", folder, "ppa on cpu", lambda: 4) == 4
+        assert kept_batch(7, folder, "gmi on cpu", never) == 7
+    with RunFolder(tmp_path / "run") as folder:
+        assert kept_batch("auto", folder, "gmi on cpu", never) == 16
+        assert kept_batch("auto", folder, "ppa on cpu", never) == 4
+        folder.forget_jobs()
+        assert kept_batch("auto", folder, "gmi on cpu", lambda: 8) == 8
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"gmi": 0}', '{"gmi": true}', '{"gmi": "8"}', "\xff"])
+def test_a_damaged_choice_is_made_again(tmp_path, text):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.write_text("batches.json", text)
+        assert kept_batch("auto", folder, "gmi", lambda: 8) == 8 == kept_batch("auto", folder, "gmi", lambda: 9)
+
+
+def test_a_choice_that_fails_is_left_to_the_jobs(tmp_path):
+    def broken() -> int:
+        raise RuntimeError("shapes do not match")
+
+    with RunFolder(tmp_path / "run") as folder:
+        assert kept_batch("auto", folder, "gmi", broken) == "auto" and not folder.read_batches()
+
+
+def test_jobs_that_are_done_later_decode_as_many_images_at_once(digits, cache, tmp_path, monkeypatch):
+    plan = digit_plan(digits, tmp_path / "run", cache)
+    plan = replace(
+        plan, seeds=1, classes="0", attacks=plan.attacks[:1], controls=("random",), metrics=("attack-accuracy",)
+    )
+    sizes, run = [], GMI.run
+
+    def watched(self, target, prior, classes, about):
+        sizes.append(about.batch_size)
+        return run(self, target, prior, classes, about)
+
+    monkeypatch.setattr(GMI, "run", watched)
+    for free in (GIB, 2**24):  # at 32 pixels an image counts as 8 MiB: the second time there was room for one
+        monkeypatch.setattr(memory, "available", lambda free=free: free)
+        run_attack(plan)
+        for file in (plan.out / "jobs").glob("gmi*"):
+            file.unlink()
+    run_attack(replace(plan, fresh=True))
+    run_attack(replace(plan, fresh=True, batch_size=3))
+    assert sizes == [32, 32, 1, 3]

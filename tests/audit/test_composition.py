@@ -71,6 +71,18 @@ class Longer(Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resized(Longer):
+    def phases(self):
+        return (Phase(name="refinement", when="after", epochs=1, recipe={"batch_size": 4}),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noting(Plain):
+    slots: ClassVar = frozenset({Slot.TERM})
+    only_notes: ClassVar = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fussy(Plain):
     def conflicts(self, others):
         alone = not others or self.strength == 1
@@ -79,7 +91,7 @@ class Fussy(Plain):
 
 KNOWN = {
     "plain": Plain, "tldmi": Freezing, "head": Head, "other-head": OtherHead, "term": Term, "other-term": OtherTerm,
-    "private": Private, "longer": Longer, "fussy": Fussy,
+    "private": Private, "longer": Longer, "resized": Resized, "noting": Noting, "fussy": Fussy,
 }  # fmt: skip
 
 
@@ -120,13 +132,17 @@ def test_settings_go_to_their_part():
         ("term+plain", {}, "got term with plain: it undoes it"),
         ("plain+term", {}, "got term with plain: it undoes it"),
         ("private+term", {}, "expected private with the loss of each picture alone, got term, whose term would escape"),
-        ("private+longer", {}, "got longer with the phase refinement, which would spend the .* once more"),
+        ("private+resized", {}, "private with batches of one size, .*, got resized with a phase of others"),
         ("term+other-term", {}, "expected one number of pictures per class"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(method, settings, message):
     with pytest.raises(ConfigError, match=message):
         compose(method, settings)
+
+
+def test_a_privacy_budget_may_span_phases_and_parts_that_only_note():
+    assert list(compose("private+longer+noting", {}).parts) == ["noting", "longer", "private"]
 
 
 def test_parts_look_at_the_settings_of_the_others():

@@ -50,6 +50,15 @@ def hashes(*pixels: torch.Tensor) -> set[str]:
     return {sha256(image.tobytes()).hexdigest() for part in pixels for image in part.numpy()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def brief_starts():
+    """Public starts are trained for two epochs instead of eight."""
+    usual = pretrain.start_recipe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "start_recipe", lambda scene, data, _=None: usual(scene, data, 2))
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory):
     """A run with a cache of its own, and everything that any trainer of the control was given."""

@@ -1,4 +1,5 @@
 import errno
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.defend import copy_model, run_defense
 from mi_audit.audit.plan import DefendPlan
+from mi_audit.audit.scene import open_scene
 from mi_audit.core.errors import ConfigError, StorageError
 from mi_audit.core.report import Comparison
 from mi_audit.store.results import read_result
@@ -108,6 +110,49 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(cach
     monkeypatch.setattr("mi_audit.audit.defend.TemporaryFile", full)
     with pytest.raises(StorageError, match="free disk space"):
         run_defense(replace(plan, defend=replace(plan.defend, save=tmp_path / "new/safe.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("method", "freeze", "settings", "message"),
+    [
+        ("tldmi", "auto", {"head_epochs": 2}, "expected more than 2 epochs, got 2: head-warm-up take 2"),
+        ("tldmi", "80%", {"head_epochs": 2}, "expected more than 2 epochs, got 2: head-warm-up take 2"),
+        ("negls", "auto", {"tldmi": {"head_epochs": 2}}, "expected more than 2 epochs"),
+        ("tldmi", "stage:9", {}, "expected stage:1 to stage:6"),
+        ("rolss", None, {}, "not applicable"),
+        ("rolss", "auto", {}, "not applicable"),
+        ("loft", None, {}, "expected a rank below 5 classes"),
+        ("bido", None, {"layers": "layer9"}, "layer9"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is(
+    cache: Path, tmp_path: Path, monkeypatch, method, freeze, settings, message
+):
+    monkeypatch.setattr("mi_audit.audit.defend.public_start", None)
+    plan = defend_plan(tmp_path / "run", cache)
+    wanted = DefendPlan(method=method, freeze=freeze, settings=settings, epochs=2)
+    with pytest.raises(ConfigError, match=message):
+        run_defense(replace(plan, defend=wanted))
+
+
+@pytest.mark.parametrize(
+    ("units", "images", "message"),
+    [(9, 0, "expected validation images"), (1, 9, "got 1 of 1; give --freeze")],
+)
+def test_a_search_without_choice_or_judge_is_refused_before_anything_is_trained(
+    cache: Path, tmp_path: Path, monkeypatch, units, images, message
+):
+    def scene(*given, **more):
+        with open_scene(*given, **more) as found:
+            val = found.splits.val.select(torch.arange(images))
+            yield replace(found, splits=replace(found.splits, val=val))
+
+    monkeypatch.setattr("mi_audit.audit.defend.open_scene", contextmanager(scene))
+    monkeypatch.setattr("mi_audit.audit.defend.public_start", None)
+    monkeypatch.setattr("mi_audit.audit.auto_freeze.units", lambda *_: [None] * units)
+    plan = defend_plan(tmp_path / "run", cache)
+    with pytest.raises(ConfigError, match=message):
+        run_defense(replace(plan, defend=DefendPlan(method="tldmi", freeze="auto", epochs=2)))
 
 
 def test_a_disk_that_is_full_when_the_weights_are_copied_is_an_error_in_one_line(run, tmp_path: Path):

@@ -74,6 +74,8 @@ def test_an_operation_that_is_refused_fails_its_job_by_name():
 def test_ids_of_jobs_know_what_is_on_and_stay_what_they_were_otherwise(monkeypatch):
     assert marks(PLAN, "cpu") == marks(PLAN, "cuda") == marks(replace(PLAN, compile="off"), "cpu") == ()
     assert marks(replace(PLAN, compile="on", deterministic=True), "cpu") == ("compiled", "deterministic")
+    assert marks(replace(PLAN, early_stop=True, precision="bf16"), "cpu") == ("polished",)
+    assert marks(replace(PLAN, early_stop=True), "cpu") == marks(replace(PLAN, precision="bf16"), "cpu") == ()
     monkeypatch.setattr(module, "PAYS", {"cuda": True})
     assert marks(PLAN, "cuda") == ("compiled",) and marks(PLAN, "cpu") == ()
 

@@ -172,6 +172,20 @@ def test_the_manifest_names_data_and_versions_and_a_kept_model_is_not_written_ag
     assert [path.read_bytes() for path in (file, file.with_suffix(".json"))] == before
 
 
+def test_no_training_and_no_choice_of_an_epoch_looks_at_test_images(scene):
+    plain, splits = replace(PLAIN, recipe=replace(PLAIN.recipe, epochs=3)), scene.splits
+    late = Retraining(compose("negls", {}), None, replace(PLAIN.recipe, epochs=8))  # its last quarter alone counts
+    for how, counts in ((plain, slice(None)), (late, slice(6, None))):
+        made = [
+            retrain.fit_private(replace(scene, splits=replace(splits, test=test)), how, 0, how.recipe, None)
+            for test in (splits.test, splits.test.select(torch.arange(0)))
+        ]
+        first, second = (one.model.classifier.state_dict() for one in made)
+        assert all(torch.equal(first[name], second[name]) for name in first) and made[0].fit == made[1].fit
+        ((_, course),) = made[0].fit.phases
+        assert course.val_accuracy == max(epoch.val_accuracy for epoch in course.history[counts])
+
+
 def test_gates_of_removed_skip_connections_are_open_after_public_weights_came_in():
     """Public training leaves the layer scale of ConvNeXt near its 1e-6: alone, such a branch passes on no signal."""
     net, public = torchvision_convnext(), torchvision_convnext()

@@ -369,6 +369,12 @@ def test_any_plan_survives_json(seed, classes, lr):
     assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan
 
 
+def test_a_plan_from_before_auto_was_a_batch_size_is_read():
+    plan = Plan(model=ModelPlan(ref="m"))
+    assert plan_from_json(plan_to_json(plan) | {"batch_size": None}) == plan
+    assert plan_from_json(plan_to_json(plan) | {"batch_size": 7}).batch_size == 7
+
+
 def test_a_damaged_plan_is_refused():
     with pytest.raises(ConfigError, match=r"expected a plan of this version, got model"):
         plan_from_json({"private": "x"})

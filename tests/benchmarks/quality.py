@@ -26,6 +26,7 @@ class Quality:
     Attributes:
         cosine, cosine_least: Of the first gradient with that of the reference: median and least over latents.
         rebatched: Median difference of a first gradient, one image at a time against all at once, over its norm.
+        moved: Median over latents of the largest difference that this makes to where the first step ends.
         same_work: Both sent the same number of images through each network, forward and backward.
         loss, loss_reference: Mean cross-entropy of the final images on the target in single precision.
         loss_slack: By how much the first may exceed the second.
@@ -38,6 +39,7 @@ class Quality:
     cosine: float
     cosine_least: float
     rebatched: float
+    moved: float
     same_work: bool
     loss: float
     loss_reference: float
@@ -89,6 +91,11 @@ def rebatched(together: Tensor, apart: Tensor) -> float:
     return float(((together - apart).flatten(1).norm(dim=1) / norms).median())
 
 
+def moved_apart(together: Tensor, apart: Tensor) -> float:
+    """Median over rows of the largest difference to the same row in another batch, in units of the latent."""
+    return float((together - apart).flatten(1).abs().amax(dim=1).median())
+
+
 @torch.no_grad()
 def losses(target: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every image on the target, in single precision."""
@@ -119,6 +126,7 @@ def judge(
     *,
     gradients: tuple[Tensor, Tensor],
     rebatched: float,
+    moved: float,
     work: tuple[Mapping[str, int], Mapping[str, int]],
     losses: tuple[Tensor, Tensor],
     hits: tuple[Tensor, Tensor],
@@ -129,7 +137,7 @@ def judge(
 
     Args:
         gradients: Of the first step, row by row.
-        rebatched: As in `Quality`.
+        rebatched, moved: As in `Quality`.
         work: Images passed through each network.
         losses, hits: Of the final images, row by row; several seeds may follow each other.
         labels: Of these rows: identities are drawn again as wholes.
@@ -155,6 +163,7 @@ def judge(
         cosine=median,
         cosine_least=float(angle.min()),
         rebatched=rebatched,
+        moved=moved,
         same_work=same_work,
         loss=loss,
         loss_reference=loss_reference,

@@ -19,7 +19,7 @@ from tests.benchmarks.cases import Case, Engine, Precision, Reference, Size, ite
 from tests.benchmarks.paired import Clock, Timing
 from tests.benchmarks.quality import Quality
 from tests.benchmarks.reference import Found, counted
-from tests.benchmarks.steady import every_step_mixed, uncompared, with_polish
+from tests.benchmarks.steady import every_step_mixed, instead, uncompared, with_polish
 from tests.benchmarks.worlds import Built, build_world
 
 Row = dict[str, Any]
@@ -63,8 +63,10 @@ def rows_of(name: str, case: Case, options: Options) -> list[Row]:
     runs |= {precision: lambda engine=engine: engine.run(case.timed) for precision, engine in engines.items()}
     with every_step_mixed():
         timing = paired.measure(runs, options.repetitions, options.clock, options.budget)
+    gate = {precision: _gate(case, engines[precision]) for precision in precisions}
     if "bf16" in precisions:
-        timing = with_polish(timing, "32", "bf16")
+        refused = gate["bf16"]["used"] == "32"
+        timing = instead(timing, "32", "bf16") if refused else with_polish(timing, "32", "bf16")
     shared = {
         "case": name,
         "title": case.title,
@@ -85,7 +87,23 @@ def rows_of(name: str, case: Case, options: Options) -> list[Row]:
     speed = _speed(case, built, reference, engines, timing, options)
     options.say(f"{name}: comparing results")
     same = _compared(case, options)
-    return [shared | _ratio(timing, precision) | speed[precision] | same[precision] for precision in options.precisions]
+    return [
+        shared | {"gate": gate[precision]} | _ratio(timing, precision) | speed[precision] | same[precision]
+        for precision in options.precisions
+    ]
+
+
+def _gate(case: Case, engine: Engine) -> Row:
+    """What the searches on the networks that are timed compute in when nobody overrules them, and why.
+
+    Networks with random weights are timed in what is asked for: the gate is there for trained ones.
+    """
+    if not case.timed.world.images or engine.precision == "32":
+        return {"used": engine.precision, "reason": ""}
+    run = Run(batch_size=engine.batch)
+    engine.run(case.timed.steps(0), run=run)
+    reasons = [decision.reason for decision in run.decisions if decision.used != decision.asked]
+    return {"used": "32" if reasons else engine.precision, "reason": "; ".join(reasons)}
 
 
 def _ratio(timing: Timing, precision: Precision) -> Row:
@@ -173,7 +191,8 @@ def _scaling(case: Case, engine: Engine, options: Options) -> dict[str, float]:
     found = {}
     for times in case.scaled:
         more = {name: times * case.timed.settings[name] for name in ("restarts", "pool") if name in case.timed.settings}
-        size = replace(case.timed, settings=case.timed.settings | more)
+        base = case.timed if "pool" in more else case.timed.distinct()
+        size = replace(base, settings=base.settings | more)
         with every_step_mixed():
             seconds = min(_timed(lambda size=size: engine.run(size), options)[0] for _ in range(2))
         found[str(size.classes * size.settings["restarts"])] = iterations(size) / seconds
@@ -209,7 +228,7 @@ def _compared(case: Case, options: Options) -> dict[Precision, Row]:
     wanted = quality.SHARE * plain.points[-1][1]
     slow = quality.time_to_quality(plain.points, wanted)
     work, stop = counted(beside.networks)
-    once = near.steps(0)
+    once = near.steps(0) if "pool" in near.settings else near.distinct().steps(0)
     found = beside.run(once)
     stop()
     result = {}
@@ -254,6 +273,7 @@ def _quality(
     return quality.judge(
         gradients=(together[0].flatten(1)[:, : found.gradients[0].numel()], found.gradients),
         rebatched=quality.rebatched(together[0], apart[0]),
+        moved=quality.moved_apart(together[1], apart[1]),
         work=(run.work, work),
         losses=(course.losses, plain.losses),
         hits=(course.hits, plain.hits),

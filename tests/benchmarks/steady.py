@@ -40,3 +40,8 @@ def with_polish(timing: Timing, single: str, mixed: str) -> Timing:
     pairs = zip(timing.seconds[single], timing.seconds[mixed], strict=True)
     long = tuple((slow + (POLISH - 1) * fast) / POLISH for slow, fast in pairs)
     return replace(timing, seconds={**timing.seconds, mixed: long})
+
+
+def instead(timing: Timing, single: str, mixed: str) -> Timing:
+    """The seconds of a `mixed` that is refused: those of `single`, in which the search is then done."""
+    return replace(timing, seconds={**timing.seconds, mixed: timing.seconds[single]})

@@ -18,7 +18,8 @@ equal results. Made from one run of `python -m tests.benchmarks`; edit nothing h
 A ratio is the median over repetitions of the seconds of the plain loop over the seconds of the engine, with the least
 and the largest; candidates take turns, each repetition starting with another one, and the first call does not count.
 In bfloat16 it is that of a long search: nine steps in ten are timed in bfloat16, one is in single precision, and the
-comparison that a search begins with, sixteen passes of one image, does not count.
+comparison that a search begins with, sixteen passes of one image, does not count. Where that comparison refuses
+bfloat16 on the networks that are timed, the row is that of single precision, which the search is then done in.
 
 {ratios}
 
@@ -30,7 +31,8 @@ and proves nothing.
 {quality}
 
 The cosine is that of the first gradient with the plain loop's, median and least over latents. `alone` is the median
-difference of that gradient, over its norm, when every image has a batch of its own; 0 is equality to the bit. Loss
+difference of that gradient, over its norm, when every image has a batch of its own, and the median over latents of the
+largest difference that this makes to where the first step ends; 0 is equality to the bit. Loss
 is the mean cross-entropy of the final images on the target, scored in single precision; rate is the share that
 another network takes for its class. After `/` is the plain loop's; worse by more than two standard errors over classes
 is not equal. In single precision gradients and steps have to agree; in bfloat16 losses and rates have to.
@@ -74,19 +76,29 @@ def goal(row: Row) -> float:
     return half if row["precision"] == "bf16" else single
 
 
+def _arithmetic(row: Row) -> str:
+    """What was asked for, and whether it was refused."""
+    refused = row["precision"] != row.get("gate", {"used": row["precision"]})["used"]
+    return PRECISIONS[row["precision"]] + " (refused)" * refused
+
+
 def ratios(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["case", "precision", "ratio", "goal", "engine s", "plain s", "img-it/s", "repetitions", "clock", "results"]
+    head = [
+        "case", "precision", "ratio", "goal", "engine s", "plain s", "img-it/s", "images", "repetitions", "clock",
+        "results",
+    ]  # fmt: skip
     return [
         head,
         *(
             [
                 row["case"],
-                PRECISIONS[row["precision"]],
+                _arithmetic(row),
                 f"{row['ratio']:.2f} [{row['ratio_min']:.2f}..{row['ratio_max']:.2f}]",
                 _number(goal(row), ".1f"),
                 f"{row['engine_s']:.2f}",
                 f"{row['reference_s']:.2f}",
                 f"{row['image_iterations_per_s']:.1f}",
+                str(row["images"]),
                 str(row["repetitions"]),
                 row["clock"],
                 "equal" if row["quality_ok"] else "; ".join(row["quality"]["problems"]),
@@ -106,7 +118,7 @@ def qualities(rows: Sequence[Row]) -> list[list[str]]:
                 row["case"],
                 PRECISIONS[row["precision"]],
                 f"{line['cosine']:.5f}, {line['cosine_least']:.5f}",
-                f"{line['rebatched']:.0e}",
+                f"{line['rebatched']:.0e}, {line['moved']:.0e}",
                 "yes" if line["same_work"] else "no",
                 f"{line['loss']:.3f} / {line['loss_reference']:.3f}",
                 f"{line['rate']:.2f} / {line['rate_reference']:.2f}",

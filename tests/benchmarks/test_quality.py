@@ -14,6 +14,7 @@ def judged(**changes):
     found = {
         "gradients": (gradient, gradient),
         "rebatched": 0.0,
+        "moved": 0.0,
         "work": (WORK, {name: count for name, count in WORK.items() if count}),
         "losses": (torch.full((40,), 0.5), torch.full((40,), 0.5)),
         "hits": (torch.ones(40), torch.ones(40)),
@@ -86,6 +87,12 @@ def test_rows_are_compared_with_themselves_in_another_batch():
     rows = torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 1.0]])
     assert quality.rebatched(rows, rows) == 0
     assert quality.rebatched(rows, rows + torch.tensor([[0.5, 0], [0, 0.5], [9, 9]])) == pytest.approx(0.1)
+
+
+def test_the_largest_difference_of_a_row_counts_and_of_those_the_middle_one():
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    assert quality.moved_apart(rows, rows) == 0
+    assert quality.moved_apart(rows, rows + torch.tensor([[0.0, -0.5], [0.25, 0.125], [9.0, 0.0]])) == 0.5
 
 
 def test_losses_and_hits_of_images():

@@ -56,6 +56,17 @@ def test_weights_gather_gradients_as_in_published_code(worlds):
     assert all(weight.grad is None for weight in worlds["gan"].target.parameters())
 
 
+def test_classes_begin_anew_when_a_batch_has_room_for_more(worlds):
+    case = cases.quick()["gmi"]
+    size = replace(case.timed, world=worlds["gan"].world, classes=6, batch=6, settings={"steps": 1, "restarts": 1})
+    for side in (cases.Engine(case, worlds["gan"], "cpu", "32"), cases.Reference(case, worlds["gan"], "cpu")):
+        found = side.run(size)
+        assert found.labels.tolist() == [0, 1, 2, 3, 0, 1]
+        torch.testing.assert_close(found.images[4:], found.images[:2], atol=1e-4, rtol=0)
+    assert (size.distinct().classes, size.distinct().batch) == (4, 4)
+    assert replace(size, classes=3, batch=2).distinct() == replace(size, classes=3, batch=2)
+
+
 def test_turns_go_through_batches_and_restarts():
     done = [tuple(part.tolist() for part in turn) for turn in turns(torch.tensor([5, 6, 7]), 2, 2)]
     assert done == [

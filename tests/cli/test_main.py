@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,11 +52,13 @@ def test_gate_and_report_import_no_torch(tmp_path):
 
 def test_help_starts_at_once():
     def seconds():
-        start = time.perf_counter()
+        """Of the processor, which others that are at work do not count in."""
+        start = os.times()
         spawn(["-m", "mi_audit.cli.main", "--help"])
-        return time.perf_counter() - start
+        end = os.times()
+        return end.children_user + end.children_system - start.children_user - start.children_system
 
-    assert min(seconds() for _ in range(3)) < 0.5 * max(1.0, os.getloadavg()[0] / 2)
+    assert 0 < min(seconds() for _ in range(2)) < 0.5
 
 
 def test_version(cli):

@@ -8,7 +8,10 @@ from mi_audit.core.errors import ConfigError
 from mi_audit.defenses.dp_sgd import DPSGD
 from mi_audit.nn.edits import apply
 from mi_audit.nn.freezing import train_mode
+from mi_audit.train.defended import fit_defended
 from mi_audit.train.feeding import Feed
+from mi_audit.train.private_steps import noise_for
+from mi_audit.train.recipe import Recipe
 from tests.nn.test_anatomy import plain_cnn
 from tests.toy import dataset
 
@@ -45,6 +48,43 @@ def test_ends_within_the_budget_and_close_to_it(epsilon):
     facts = trained(net, epsilon=epsilon)
     assert 0.97 * epsilon < facts["epsilon"] <= epsilon
     assert facts["delta"] == pytest.approx(1 / 26.4) and facts["steps"] == 6
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_one_budget_lasts_for_the_fine_tuning_of_ca_as_well(tmp_path, secret):
+    settings = {"dp-sgd": {**DPSGD.smoke, "epsilon": 8.0, "secret": secret}, "ca": {"epochs": 3, "lr": 0.1}}
+    composition = compose("ca+dp-sgd", settings)
+    (doubt,) = composition.doubts
+    assert "the confidence is not followed" in doubt
+
+    def stop(label, *_):
+        if label == "confidence, epoch 3/3":
+            raise Interrupted
+
+    def train(on_step, checkpoint=None):
+        torch.manual_seed(0)
+        net = plain_cnn()
+        apply(net, composition.parts["dp-sgd"].edits(net, EXAMPLE))
+        recipe = Recipe(epochs=2, batch_size=8, lr=0.1, precision="32")
+        fitted = fit_defended(
+            net, dataset(), dataset(), recipe, composition.parts, seed=0, device="cpu", on_step=on_step,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        return net, [fit.facts for _, fit in fitted.phases]
+
+    net, (main, tuned) = train(lambda *_: None)
+    assert 0 < main["epsilon"] < 0.97 * 8 < tuned["epsilon"] <= 8
+    assert (main["steps"], tuned["steps"]) == (6, 15)
+    assert main["noise_multiplier"] == tuned["noise_multiplier"] == noise_for(8.0, 1 / 26.4, 1 / 3, 15, "rdp")
+    with pytest.raises(Interrupted):
+        train(stop, tmp_path / "half")
+    again, facts = train(lambda *_: None, tmp_path / "half")
+    assert facts == [main, tuned]
+    assert secret or all(torch.equal(*pair) for pair in zip(net.parameters(), again.parameters(), strict=True))
 
 
 def test_a_frozen_public_backbone_keeps_its_batch_norms():

@@ -104,7 +104,7 @@ def test_every_search_averages_when_its_run_says_so(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_batch_size_nor_neighbours_matter(kind):
     averaging, noisy = Averaging(kind, COUNT), (lambda x, s, t: x + 0.1 * s.normal("own", 1, 6, 6, step=t),)
-    plan = descent(views=noisy, steps=20)
+    plan = descent(views=noisy, steps=8)
     whole = search(plan, Run(batch_size=64, averaging=averaging)).latents
     for run, rows in ((Run(batch_size=2, averaging=averaging), 5), (Run(batch_size=7, averaging=averaging), 2)):
         torch.testing.assert_close(search(plan, run, rows).latents, whole[:rows], atol=1e-5, rtol=0)

@@ -1,3 +1,5 @@
+import functools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from mi_audit.core.early_stop import EarlyStop, Taken
 from mi_audit.core.errors import ConfigError, Diverged
 from mi_audit.core.run import Averaging, Run
 from mi_audit.nn.descent import Descent
-from mi_audit.nn.early_stopping import SCHEDULED, converged, leaving, window_of
+from mi_audit.nn.early_stopping import SCHEDULED, converged, leaving, polished, window_of
 from mi_audit.nn.optimisers import RampedAdam, WarmCosine
 from tests.nn.test_descent import PlainSteps, Waits, decode, distance
 
@@ -67,14 +69,21 @@ def test_without_the_option_all_steps_are_taken():
     assert not run.taken and run.work["target_forward"] == 40
 
 
-@limits(max_examples=25, deadline=None)
-@given(some.lists(some.sampled_from(range(4)), min_size=1, max_size=6), some.integers(1, 7))
-def test_neither_batch_size_nor_neighbours_change_when_a_row_leaves(labels, size):
-    run = Run(batch_size=size, early_stop=RULE)
+@functools.cache
+def alone(label, bits):
+    return search([label], Run(early_stop=RULE, precision="bf16" if bits == 16 else "32")).latents
+
+
+@limits(max_examples=30, deadline=None)
+@given(
+    some.lists(some.sampled_from(range(4)), min_size=1, max_size=6), some.integers(1, 7), some.sampled_from([32, 16])
+)
+def test_neither_batch_size_nor_neighbours_change_when_a_row_leaves(labels, size, bits):
+    run = Run(batch_size=size, early_stop=RULE, precision="bf16" if bits == 16 else "32")
     found = search(labels, run)
-    alone = torch.cat([search([label], Run(early_stop=RULE)).latents for label in labels])
-    assert torch.equal(found.latents, alone)
-    assert run.work["target_forward"] == sum(TAKEN[label] for label in labels)
+    assert torch.equal(found.latents, torch.cat([alone(label, bits) for label in labels]))
+    polish = {0: 1, 1: 2, 2: 0, 3: 0} if bits == 16 else Counter()
+    assert run.work["target_forward"] == sum(TAKEN[label] + polish[label] for label in labels)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
@@ -164,6 +173,48 @@ def test_only_looks_wait_for_the_device():
     never, rule = EarlyStop(window=0.99, least=10**6), EarlyStop(window=0.25, least=1)
     assert waits(12, None) == waits(12, never) == waits(60, never)
     assert waits(12, rule) == waits(60, rule) > waits(60, None)  # three looks each
+
+
+MIXED = Run(precision="bf16")
+
+
+@pytest.mark.parametrize(("step", "end"), [(1, 2), (10, 11), (14, 16), (17, 19), (18, 20), (19, 20), (20, 20)])
+def test_a_tenth_of_the_steps_of_a_row_is_exact_whenever_it_leaves(step, end):
+    # of 20 steps the last two are exact: who leaves after 19 has one of the two behind, who leaves after 18 none
+    assert polished(step, 20, MIXED) == end and polished(step, 20, Run()) == step
+
+
+def test_rows_that_leave_early_take_their_last_steps_in_single_precision():
+    calls = []
+
+    def watched(images, labels):
+        calls.append((torch.is_autocast_enabled("cpu"), labels.tolist()))
+        return loss(images, labels)
+
+    run, still = Run(precision="bf16", early_stop=RULE), []
+    run = replace(run, on_step=lambda _stage, done, _total: still.append(done))
+    found = search([2, 0, 1], run, descent(identity=watched))
+    del calls[:6]  # of the gate
+    # label 0 leaves after 10 steps and takes one more, label 1 leaves after 14 and takes two, label 2 goes to the end
+    everybody, first, second, last = [2, 0, 1], [0], [1], [2]
+    assert calls == (
+        10 * [(True, everybody)] + [(False, first)] + 4 * [(True, [2, 1])] + 2 * [(False, second)]
+        + 4 * [(True, last)] + 2 * [(False, last)]
+    )  # fmt: skip
+    assert found.latents[:, 0].tolist() == pytest.approx([6 + 20, 4 * 0.5**11, 5 * 0.75**16])
+    assert run.taken == {Taken("roll", 20, 11): 1, Taken("roll", 20, 16): 1, Taken("roll", 20, 20): 1}
+    assert run.work["target_backward"] == 11 + 16 + 20
+    assert still == sorted(still) and still.count(60) == 1
+
+
+def test_who_is_refused_bfloat16_needs_no_polish():
+    def opposite(images, labels):
+        return (-1 if torch.is_autocast_enabled("cpu") else 1) * loss(images, labels)
+
+    run, exact = Run(precision="bf16", early_stop=RULE), Run(early_stop=RULE)
+    found = search([0, 1], run, descent(identity=opposite))
+    assert run.decisions[0].used == "32" and run.taken == {Taken("roll", 20, 10): 1, Taken("roll", 20, 14): 1}
+    assert torch.equal(found.latents, search([0, 1], exact).latents)
 
 
 def test_a_loss_that_is_not_finite_is_noticed_although_others_left():

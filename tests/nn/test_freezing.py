@@ -108,6 +108,60 @@ def test_the_cuts_of_vgg(spec, units, trainable):
     assert facts.paper_cut is not None and "index:26" in facts.paper_cut
 
 
+class bottleneck_IR(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        conv, norm = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut_layer = nn.MaxPool2d(1, stride) if inputs == outputs else nn.Sequential(conv, norm)
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+
+    def forward(self, images):
+        return self.res_layer(images) + self.shortcut_layer(images)
+
+
+def face_network(blocks):
+    """IR-50 or IR-152 for images of 64 pixels and 1000 people, without memory."""
+    widths = [(64, 64), (64, 128), (128, 256), (256, 512)]
+    sizes = [
+        (inputs if not n else outputs, outputs, 1 if n else 2)
+        for (inputs, outputs), count in zip(widths, blocks, strict=True)
+        for n in range(count)
+    ]
+    with torch.device("meta"):
+        return nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)),
+            nn.Sequential(*(bottleneck_IR(*size) for size in sizes)),
+            nn.Sequential(
+                nn.BatchNorm2d(512), nn.Dropout(), nn.Flatten(), nn.Linear(512 * 16, 512), nn.BatchNorm1d(512)
+            ),
+            nn.Linear(512, 1000),
+        ).eval()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "spec", "units", "trainable", "total", "share"),
+    [
+        ((3, 8, 36, 3), "index:46", 47, 17.83, 62.60, 28.5),
+        ((3, 8, 36, 3), "80%", 40, 26.09, 62.60, 41.7),
+        ((3, 4, 14, 3), "index:5", 6, 34.39, 35.44, 97.1),
+        ((3, 4, 14, 3), "80%", 19, 20.19, 35.44, 57.0),
+    ],
+    ids=["IR152 paper", "IR152 80%", "FaceNet64 paper", "FaceNet64 80%"],
+)
+def test_the_cuts_of_face_networks(blocks, spec, units, trainable, total, share):
+    facts = freeze(face_network(blocks), spec, torch.zeros(1, 3, 64, 64, device="meta"))
+    assert (facts.units_frozen, facts.units_total) == (units, sum(blocks))
+    assert facts.parameters_trainable / 1e6 == pytest.approx(trainable, abs=0.006)
+    assert facts.parameters_total / 1e6 == pytest.approx(total, abs=0.006)
+    assert 100 * facts.parameters_trainable / facts.parameters_total == pytest.approx(share, abs=0.06)
+    assert facts.paper_cut == (
+        "47 of 50 units (IR152: index:46)" if blocks[2] == 36 else "6 of 24 units (FaceNet64: index:5)"
+    )
+
+
 @pytest.mark.parametrize(
     ("spec", "left", "trainable"),
     [("92%", 1, 8.7), ("84%", 2, 16.9), ("75%", 3, 25.1), ("67%", 4, 33.4), ("50%", 6, 49.8)],

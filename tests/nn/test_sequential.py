@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_audit.nn.sequential import decide, evidence_above, evidence_below, lower_share, upper_share
@@ -62,6 +62,7 @@ def test_evidence_is_a_number(outcomes, tau):
             assert not np.isnan(evidence(runs, tau, total)).any()
 
 
+@settings(max_examples=30)  # each is 160 halvings
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40))
 def test_bounds_hold_the_share_that_was_seen(outcomes):
     runs = np.array(outcomes)

@@ -177,7 +177,7 @@ def test_phases_run_in_order_and_each_trains_what_it_says():
 def test_phases_without_a_rate_of_their_own_share_one_schedule(monkeypatch):
     rows = schedule(RECIPE, {"phased": Phased()})
     assert [(phase.name, own.epochs) for phase, own, _ in rows] == [("warm-up", 1), (MAIN, 2), ("polish", 2)]
-    assert [(span.start, span.whole) for _, _, span in rows] == [(0, 3), (1, 3), (3, None)]
+    assert [(span.start, span.whole, span.total) for _, _, span in rows] == [(0, 3, 5), (1, 3, 5), (3, None, 5)]
     rates = []
     monkeypatch.setattr(Recipe, "rate", lambda _self, progress: rates.append(progress) or 0.0)
     train({"phased": Phased()})

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,16 @@ def test_spends_what_opacus_says_for_the_same_noise_rate_and_steps(accounting, a
     assert facts["epsilon_of_largest_class"] == pytest.approx(6 * steps.epsilon())
     assert "nothing is private yet" in facts["summary"]
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+
+
+@pytest.mark.parametrize("accounting", ["rdp", "prv"])
+def test_the_account_goes_on_where_the_phases_before_left_it(accounting):
+    whole = private(linear(), plan=replace(PLAN, epochs=5), accounting=accounting)
+    train(linear(), whole, None, epochs=5)
+    last = private(linear(), plan=replace(PLAN, epochs=5, before=3), accounting=accounting)
+    assert last.facts()["steps"] == 9 and last.epsilon() > 0
+    train(linear(), last, None, epochs=2, first=3)
+    assert last.facts() == whole.facts() and whole.facts()["steps"] == 15
 
 
 def test_nothing_done_is_nothing_spent():

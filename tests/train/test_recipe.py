@@ -1,7 +1,9 @@
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mi_audit.core.errors import ConfigError
-from mi_audit.train.recipe import Recipe, stated_recipe
+from mi_audit.train.recipe import Recipe, optimiser_of, stated_recipe
 
 
 def test_a_recipe_comes_back_from_a_manifest():
@@ -29,3 +31,11 @@ def test_a_recipe_comes_back_from_a_manifest():
 def test_a_value_that_is_none_is_named(name, value, message):
     with pytest.raises(ConfigError, match=message):
         stated_recipe({**Recipe().__dict__, name: value})
+
+
+@pytest.mark.parametrize(("kind", "fused"), [("cuda", True), ("cpu", False)])
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_an_accelerator_updates_all_weights_at_once(kind, fused, name):
+    with FakeTensorMode():  # there need not be one
+        weights = [torch.nn.Parameter(torch.empty(2, device=kind))]
+        assert optimiser_of(Recipe(optimiser=name), weights).param_groups[0]["fused"] is fused
