@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mi_audit.nn.packing import Packing
-
 SLOPE = 0.2  # of the leaky ReLU
 Maps = Float[Tensor, "b channels height width"]
 PerChannel = Float[Tensor, "b channels"]
@@ -30,7 +28,6 @@ def styled(
     planes: Float[Tensor, "2 height2 width2"],
     bias: Float[Tensor, " out"],
     clamp: float = math.inf,
-    packing: Packing | None = None,
 ) -> Float[Tensor, "b out height2 width2"]:
     """`clamp(leaky_relu(gain * conv(style * maps) + noise + bias))`; differentiable once in maps, style and gain.
 
@@ -45,9 +42,8 @@ def styled(
         planes: The noise, and ones.
         bias: One per channel.
         clamp: The result is clamped to plus and minus this.
-        packing: Keeps the weights in the order of the kernels; only for passes that a gradient comes back through.
     """
-    return _Styled.apply(maps, style, gain, weight, taps, planes, bias, clamp, packing)
+    return _Styled.apply(maps, style, gain, weight, taps, planes, bias, clamp)
 
 
 class _Styled(torch.autograd.Function):
@@ -62,19 +58,18 @@ class _Styled(torch.autograd.Function):
         planes: Tensor,
         bias: Tensor,
         clamp: float,
-        packing: Packing | None,
     ) -> Tensor:
         scaled = maps * _spread(style)
         if taps is None:
-            made = _down(scaled, weight, 1, 1, packing)
+            made = F.conv2d(scaled, weight, padding=1)
         else:
-            made = F.conv2d(_up(scaled, weight, 2, 0, packing), taps, padding=1, groups=len(taps))
+            made = F.conv2d(F.conv_transpose2d(scaled, weight, stride=2), taps, padding=1, groups=len(taps))
         made = made.mul_(_spread(gain)).add_(planes[0]).add_(bias[:, None, None])
         made = F.leaky_relu_(made, SLOPE)
         if clamp != math.inf:
             made = made.clamp_(-clamp, clamp)
         ctx.save_for_backward(maps, style, gain, weight, taps, planes, bias, made)
-        ctx.clamp, ctx.packing = clamp, packing
+        ctx.clamp = clamp
         return made
 
     @staticmethod
@@ -94,25 +89,12 @@ class _Styled(torch.autograd.Function):
         of_gain = (along - by_noise - whole * bias) / gain
         slope = slope.mul_(_spread(gain))
         if taps is None:
-            slope = _up(slope, weight, 1, 1, ctx.packing)
+            slope = F.conv_transpose2d(slope, weight, padding=1)
         else:
-            slope = _down(F.conv2d(slope, taps, padding=2, groups=len(taps)), weight, 2, 0, ctx.packing)
+            slope = F.conv2d(F.conv2d(slope, taps, padding=2, groups=len(taps)), weight, stride=2)
         of_style = (slope * maps).sum(dim=(2, 3))
         of_maps = slope.mul_(_spread(style)) if ctx.needs_input_grad[0] else None
-        return of_maps, of_style, of_gain, None, None, None, None, None, None
-
-
-def _down(maps: Tensor, weight: Tensor, stride: int, padding: int, packing: Packing | None) -> Tensor:
-    if packing is not None and packing.fits(maps, weight, maps.dtype, up=False):
-        return packing.down(maps, weight)
-    return F.conv2d(maps, weight, stride=stride, padding=padding)
-
-
-def _up(maps: Tensor, weight: Tensor, stride: int, padding: int, packing: Packing | None) -> Tensor:
-    if packing is not None and packing.fits(maps, weight, maps.dtype, up=True):
-        sides = [(side - 1) * stride - 2 * padding + 3 for side in maps.shape[2:]]
-        return packing.up(maps, weight, sides)
-    return F.conv_transpose2d(maps, weight, stride=stride, padding=padding)
+        return of_maps, of_style, of_gain, None, None, None, None, None
 
 
 def _spread(numbers: PerChannel) -> Float[Tensor, "b channels 1 1"]:
