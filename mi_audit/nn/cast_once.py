@@ -22,11 +22,12 @@ def cast_once(net: nn.Module) -> None:
     Layers of other types stay, and so do those that compute their weights, or that pad with anything but zeros. Weights
     stay as they are; besides them a layer keeps what it cast last, so that one in bfloat16 takes half as much again.
     """
-    for module in net.modules():
-        kind = _KINDS.get(type(module))
-        if kind is not None and "weight" in module._parameters and getattr(module, "padding_mode", "zeros") == "zeros":
-            module.__class__ = kind
-            module.casts = Casts()
+    layer: Any
+    for layer in net.modules():
+        kind = _KINDS.get(type(layer))
+        if kind is not None and "weight" in layer._parameters and getattr(layer, "padding_mode", "zeros") == "zeros":
+            layer.__class__ = kind
+            layer.casts = Casts()
 
 
 class Casts:
@@ -91,7 +92,7 @@ class CastLinear(nn.Linear):
         return super().forward(features) if cast is None else F.linear(features, *cast)
 
 
-_KINDS: dict[type[nn.Module], Any] = {
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: CastConv2d,
     nn.ConvTranspose2d: CastConvTranspose2d,
     nn.Linear: CastLinear,

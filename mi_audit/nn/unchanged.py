@@ -16,12 +16,12 @@ class Unchanged:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._seen = [(tensor, tensor.detach(), tensor._version) for tensor in tensors]
+        self._seen = [(tensor, tensor._version, tensor.data_ptr(), tensor.untyped_storage()) for tensor in tensors]
 
     def holds(self, tensors: Iterable[Tensor]) -> bool:
         """Whether these are those tensors, in that order."""
         now = list(tensors)
         return len(now) == len(self._seen) and all(
-            tensor is same and tensor._version == version and tensor.data_ptr() == place.data_ptr()
-            for tensor, (same, place, version) in zip(now, self._seen, strict=True)
+            tensor is same and tensor._version == version and tensor.data_ptr() == address
+            for tensor, (same, version, address, _) in zip(now, self._seen, strict=True)
         )
