@@ -171,6 +171,18 @@ def test_gradients_of_functions_and_of_weights_put_in_for_one_pass():
         assert torch.equal(quick(twice), plain(twice))
 
 
+def test_many_weights_at_a_time_are_left_to_autocast():
+    plain, quick = frozen_pair(nn.Linear(6, 4))
+    start = torch.randn(2, 6)
+    many = {name: torch.stack([weight, 2 * weight]) for name, weight in plain.named_parameters()}
+
+    def of(layer):
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.vmap(lambda weights: torch.func.functional_call(layer, weights, start))(many)
+
+    assert torch.equal(of(quick), of(plain)) and kept(quick) is None
+
+
 def test_compiled_passes_leave_casting_to_the_compiler(monkeypatch):
     plain, quick = frozen_pair(LAYERS["3x3"](True))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -142,6 +142,13 @@ def test_a_copy_that_is_made_in_inference_mode_serves_searches():
     assert gradient(painter, styles)[1].abs().sum() > 0 and painter._made is made
 
 
+def test_weights_made_in_inference_mode_are_painted_with_as_they_are():
+    with torch.inference_mode():
+        net = copy.deepcopy(generator())
+        painter, styles = SwiftPainter(net), styles_of(net)
+        assert torch.equal(painter.paint(styles).colours, net.paint(styles).colours) and painter._made is None
+
+
 def test_weights_that_take_gradients_get_them():
     net = generator()
     painter, weight = SwiftPainter(net), net.blocks[2].grow.weight.requires_grad_()
