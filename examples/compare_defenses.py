@@ -14,6 +14,7 @@ does the same for the freeze points of TL-DMI, and sets the Fisher information o
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +46,8 @@ SETTINGS: Mapping[str, object] = {  # at its published rate, CA moves nothing in
 }
 DIGITS: Mapping[str, object] = {"loft": {"rank": 3}, "trap-mid": {"augmentation": "shift"}}  # of five classes
 VERIFIER_EPOCHS = 25  # it learns from the public pictures, however few the private ones are
-SHOWN = (("attack_acc1",), ("exposure",), ("knn_l2sq_min",), ("fid", "fid_evaluator"))  # of each, the first measured
+SHOWN = ("attack_acc1", "exposure", "knn_l2sq_min")
+DISTANCES = {"fid": "FID", "fid_evaluator": "FID, evaluator features"}  # of sets; which of them depends on the machine
 
 
 def planned(given: argparse.Namespace, views: int) -> Plan:
@@ -103,15 +105,20 @@ def share(found: Quantity | None, *, signed: bool = False) -> str:
 
 def cells_of(attack: AttackResult) -> list[str]:
     """What was measured of one attack, in the order of the table."""
-    found = (next(filter(None, map(attack.measurement, names)), None) for names in SHOWN)
-    return [share(one) for one in found]
+    return [share(attack.measurement(name)) for name in (*SHOWN, distance_of(attack))]
+
+
+def distance_of(attack: AttackResult) -> str:
+    """The distance of sets that was measured: by Inception where its weights are at hand, else by the evaluator."""
+    return next((name for name in DISTANCES if attack.measurement(name)), "fid")
 
 
 def rows(results: Mapping[str, Comparison], what: str = "defense") -> Iterator[str]:
     """One line per attack and method, or freeze point; the twin first, then changes against it."""
-    yield f"| {what} | attack | accuracy, % | top-1, % | change of top-1 | exposed, % | KNN distance | FID |"
-    yield "|---|---|---|---|---|---|---|---|"
     first = next(iter(results.values()))
+    distance = DISTANCES[distance_of(first.before.attacks[0])]
+    yield f"| {what} | attack | accuracy, % | top-1, % | change of top-1 | exposed, % | KNN distance | {distance} |"
+    yield "|---|---|---|---|---|---|---|---|"
     for one in first.before.attacks:
         if one.role == "attack":
             cells = cells_of(one)
@@ -179,6 +186,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache-dir", type=Path)
     given = parser.parse_args()
+    for one in given.set:
+        if not re.fullmatch(rf"({'|'.join(map(re.escape, given.attacks.split(',')))})\.\w+=.+", one):
+            parser.error(f"expected --set ATTACK.KEY=VALUE with one of {given.attacks}, got {one!r}")
     trained: Path | None = None
     for views in map(int, given.views.split(",")):
         plan = planned(given, views)

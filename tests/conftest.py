@@ -1,8 +1,11 @@
 """Shared fixtures: a trained digit model and one cache. Types are checked, and the whole suite shares the cores."""
 
+import ast
 import gc
+import logging
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +41,24 @@ def pytest_collection() -> Iterator[None]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process per core where folders are tested; none for files, which are done before it has started, or one GPU."""
     whole = any(Path(argument.partition("::")[0]).is_dir() for argument in config.args)
-    return min(cores(), MOST) if whole and config.option.markexpr != "gpu" else 0
+    processes = min(cores(), MOST) if whole and not asks_for_gpu(config.option.markexpr) else 0
+    return processes if processes > 1 else 0
+
+
+def asks_for_gpu(marks: str) -> bool:
+    """Whether `gpu` stands in the expression of `-m` without being negated."""
+    try:
+        return _asks(ast.parse(marks.strip(), mode="eval").body, wanted=True)
+    except SyntaxError:  # empty, or pytest will say what is wrong with it
+        return False
+
+
+def _asks(node: ast.expr, wanted: bool) -> bool:
+    if isinstance(node, ast.UnaryOp):
+        return _asks(node.operand, not wanted)
+    if isinstance(node, ast.BoolOp):
+        return any(_asks(part, wanted) for part in node.values)
+    return wanted and isinstance(node, ast.Name) and node.id == "gpu"
 
 
 def pytest_xdist_setupnodes(specs: list[object]) -> None:
@@ -47,7 +67,10 @@ def pytest_xdist_setupnodes(specs: list[object]) -> None:
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may use, by its affinity and by the quota of its container."""
+    from joblib import cpu_count  # of scikit-learn; here, because most runs do not ask
+
+    return cpu_count()
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +90,13 @@ def nowhere_near_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """Nothing that a test forgets to say may reach the user's own cache or settings."""
     monkeypatch.setenv("MI_AUDIT_CACHE_DIR", str(tmp_path / "user-cache"))
     yield
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before() -> Iterator[None]:
+    """A command that runs inside of a test silences the libraries for itself, not for the tests that come after it."""
+    root = logging.getLogger()
+    level, filters = root.level, warnings.filters[:]
+    yield
+    root.setLevel(level)
+    warnings.filters[:] = filters

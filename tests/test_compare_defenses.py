@@ -59,6 +59,7 @@ def test_the_table_shows_the_distance_of_sets_under_whatever_name_it_was_measure
         attack.measurements[0], name="fid_evaluator", value=12.5, unit="squared feature distance", interval=None
     )
     assert compare_defenses.cells_of(replace(attack, measurements=(distance,))) == ["-", "-", "-", "12.5"]
+    assert compare_defenses.DISTANCES[compare_defenses.distance_of(replace(attack, measurements=(distance,)))] != "FID"
     exact = replace(distance, name="fid", value=7.0)
     assert compare_defenses.cells_of(replace(attack, measurements=(distance, exact)))[-1] == "7"
 
@@ -70,6 +71,12 @@ def test_what_sums_of_rounding_leave_is_nothing():
     )  # fmt: skip
     assert compare_defenses.share(found, signed=True) == "+0 [-24, 0]"
     assert compare_defenses.share(replace(found, value=0.095, interval=None)) == "9.5"
+
+
+@pytest.mark.parametrize("wrong", ["gmmi.steps=150", "ppa.steps=9", "gmi.steps", "gmi=3"])
+def test_a_setting_of_no_attack_is_refused(script, wrong):
+    with pytest.raises(SystemExit):
+        script[0]("--attacks", "gmi", "--set", wrong)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The tests themselves: types are checked wherever one runs, and all of them together share the cores."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,19 @@ def test_types_are_checked_in_every_process_that_tests():
         (["tests"], "not slow", 64, conftest.MOST),
         (["tests/nn", "tests/test_suite.py"], "not slow", 2, 2),
         (["tests/test_suite.py", "tests/test_suite.py::test_x[tests]"], "not slow", 2, 0),
+        (["tests"], "not slow", 1, 0),  # a single one would only add its start
+        (["tests"], "not slow and not gpu", 2, 2),
+        (["tests"], "not (slow or gpu)", 2, 2),
+        (["tests"], "not(gpu)", 2, 2),
+        (["tests"], "", 2, 2),
+        (["tests"], "gpus", 2, 2),
+        (["tests"], "gpu and", 2, 2),  # pytest says what is wrong with it
         (["tests"], "gpu", 2, 0),
+        (["tests"], "gpu and slow", 2, 0),
+        (["tests"], "slow or(gpu)", 2, 0),
+        (["tests"], "not slow and gpu", 2, 0),
+        (["tests"], "not gpu or slow and gpu", 2, 0),
+        (["tests"], "not (not gpu)", 2, 0),
     ],
 )
 def test_folders_get_a_process_per_core_and_files_none(monkeypatch, arguments, marks, there, processes):
@@ -31,6 +44,12 @@ def test_folders_get_a_process_per_core_and_files_none(monkeypatch, arguments, m
     monkeypatch.setattr(conftest, "cores", lambda: there)
     config = SimpleNamespace(args=arguments, option=SimpleNamespace(markexpr=marks))
     assert conftest.pytest_xdist_auto_num_workers(config) == processes
+
+
+def test_cores_that_a_process_may_not_use_are_not_counted(monkeypatch):
+    assert conftest.cores() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert conftest.cores() == 1
 
 
 @pytest.mark.parametrize(("there", "processes", "threads"), [(2, 2, "1"), (16, 4, "4"), (2, 8, "1")])

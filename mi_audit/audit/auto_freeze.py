@@ -17,6 +17,7 @@ from mi_audit.core.attack import Attack
 from mi_audit.core.defense import Slot
 from mi_audit.core.errors import ConfigError
 from mi_audit.nn.anatomy import units
+from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.freezing import parse
 from mi_audit.nn.skips import installed
 from mi_audit.store.files import make_folder
@@ -51,8 +52,7 @@ def check_search(scene: Scene) -> None:
         raise ConfigError(
             "expected validation images to search the freeze point with, got none; give --freeze a cut, such as 80%"
         )
-    check_fit(scene, with_cut(scene, NONE).parts)
-    deepest_cut(*_room(scene))
+    deepest_cut(*_room(scene, check_fit(scene, with_cut(scene, NONE).parts)))
 
 
 def find_cut(
@@ -106,15 +106,21 @@ def find_cut(
         )
 
     profile, stages = first_cut(scene, trained_shortly(UNDEFENDED, "none").model, cheap)
-    found = search(stages, delta, val_accuracy, start=profile.cut, measured=measured, limit=_room(scene)[1])
+    fresh, _ = fresh_private_model(scene, None, seed, with_cut(scene, NONE).parts)
+    limit = _room(scene, fresh.classifier)[1]
+    found = search(stages, delta, val_accuracy, start=profile.cut, measured=measured, limit=limit)
     scene.progress.note(f"--freeze auto: {found.spec}, {found.reason}")
     return found
 
 
-def _room(scene: Scene) -> tuple[int, int | None]:
-    """Units of the network, and those before the first whose skip connection another defense changes: it must learn."""
-    model, _ = fresh_private_model(scene, None, scene.plan.seed, with_cut(scene, NONE).parts)
-    blocks = {f"net.{name.rpartition('.')[0]}" for name in installed(model.classifier.net)}
-    found = units(model.classifier, scene.splits.train.images(slice(0, 1), "cpu"))
+def _room(scene: Scene, net: Classifier) -> tuple[int, int | None]:
+    """Units of the network, and those before the first whose skip connection another defense changes: it must learn.
+
+    Args:
+        scene: The data.
+        net: As the defenses without a cut change it.
+    """
+    blocks = {f"net.{name.rpartition('.')[0]}" for name in installed(net.net)}
+    found = units(net, scene.splits.train.images(slice(0, 1), "cpu"))
     holds = (any(f"{block}.".startswith(f"{unit.name}.") for block in blocks) for unit in found)
     return len(found), next((place for place, inside in enumerate(holds) if inside), None)

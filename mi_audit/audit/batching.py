@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mi_audit.audit.executor import ENDURED
 from mi_audit.core.prior import AssistedPrior, CriticPrior, Prior
 from mi_audit.core.run import is_out_of_memory
 from mi_audit.nn.classifier import Classifier
@@ -49,19 +50,24 @@ def batch_of(wanted: BatchSize, device: str, size: int, model: Classifier, prior
     if kind == "cpu":
         return fitting(most, memory.available(), round(AT_256 * (max(size, model.size) / 256) ** 2))
     if kind == "cuda":
-        each = bytes_per_image(lambda rows: _peak(device, rows, model, prior))  # first: it leaves its caches behind
+        try:
+            each = bytes_per_image(lambda rows: _peak(device, rows, model, prior))
+        finally:
+            torch.cuda.empty_cache()  # the jobs may be done in other processes, which need what this one would hold
         return fitting(most, _free(device), each)
     return most
 
 
-def kept_batch(wanted: BatchSize, folder: RunFolder, key: str, choose: Callable[[], int]) -> BatchSize:
+def kept_batch(wanted: BatchSize, folder: RunFolder, key: str, choose: Callable[[], int], usual: int) -> int:
     """The batch size that a run works with until it ends, however often it is resumed: memory may differ by then.
 
     Args:
         wanted: A number of images is taken as it is and not kept.
         folder: Of the run, where the first choice is kept.
         key: What the choice is for, and where.
-        choose: Makes a choice when there is none; `auto` is left to the jobs when it fails, each of which then says so.
+        choose: Makes a choice when there is none. What fails in it fails in the jobs, too, if they do the same at all;
+            so it is theirs to report.
+        usual: Taken, and not kept, when the choice failed.
     """
     if wanted != "auto":
         return wanted
@@ -69,8 +75,8 @@ def kept_batch(wanted: BatchSize, folder: RunFolder, key: str, choose: Callable[
     if key not in known:
         try:
             known[key] = choose()
-        except RuntimeError:
-            return wanted
+        except ENDURED:
+            return usual
         folder.write_batches(known)
     return known[key]
 

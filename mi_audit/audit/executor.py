@@ -15,6 +15,7 @@ from mi_audit.audit.progress import ProgressSink
 from mi_audit.core.errors import AuditError, ConfigError, DeviceLost, StorageError
 
 FATAL = (ConfigError, StorageError, DeviceLost)  # would fail every job alike
+ENDURED = (AuditError, RuntimeError, ValueError, ArithmeticError, MemoryError)  # the others only fail a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def attempt(job: Job, perform: Perform, on_step: Step, device: str) -> Attempt:
         raise
     except AuditError as error:
         message = str(error)
-    except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+    except ENDURED as error:
         if lost(error, device):  # the other jobs must not be tried in this process
             raise device_lost(error, device, job.name) from error
         last = traceback.extract_tb(error.__traceback__)[-1]

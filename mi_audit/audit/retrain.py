@@ -1,6 +1,5 @@
 """Training on private images from a public start: defended models, their undefended twins, counterfactual targets."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,12 +13,13 @@ from mi_audit.audit.pretrain import PublicStart, fresh_private_model
 from mi_audit.audit.scene import Scene, as_settings
 from mi_audit.audit.versions import TRAINING, tool_versions
 from mi_audit.core.defense import Slot
+from mi_audit.nn.classifier import Classifier
 from mi_audit.nn.freezing import train_mode
 from mi_audit.nn.modes import keeping_modes
 from mi_audit.nn.skips_ratio import ratios
 from mi_audit.store.files import digest
 from mi_audit.store.targets import LoadedModel, load_model, save_model
-from mi_audit.store.weights import KEY, read_header
+from mi_audit.store.weights import read_facts
 from mi_audit.train.accuracy import measured_accuracy
 from mi_audit.train.augment import Augmentation
 from mi_audit.train.classifier import Fit
@@ -82,8 +82,8 @@ def retrained(scene: Scene, how: Retraining, seed: int, file: Path, kind: str) -
     return load_model(str(file), arch=own_code, device=scene.device)
 
 
-def check_fit(scene: Scene, parts: Parts) -> None:
-    """Find out whether the defenses fit the architecture, on a fresh network that is thrown away.
+def check_fit(scene: Scene, parts: Parts) -> Classifier:
+    """Find out whether the defenses fit the architecture, on a fresh network, which is returned as they changed it.
 
     Raises:
         ConfigError: A part does not find what it changes, freezes or watches, or changes what another one freezes.
@@ -94,6 +94,7 @@ def check_fit(scene: Scene, parts: Parts) -> None:
     for part in parts.values():
         if Slot.TERM in part.slots:
             part.taps(model.classifier, example)
+    return model.classifier
 
 
 class Trained(NamedTuple):
@@ -201,8 +202,8 @@ def _kept(file: Path) -> str:
     """The key of the weights in `file`, from its own metadata: a sidecar may be newer. Empty when there is none."""
     if not file.is_file():
         return ""
-    about = json.loads(read_header(file)[1].get(KEY, "{}"))
-    return str(about.get("facts", {}).get("key", ""))
+    facts = read_facts(file).get("facts")
+    return str(facts.get("key", "")) if isinstance(facts, dict) else ""
 
 
 def _unfinished(file: Path, key: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mi_audit.audit import control
-from mi_audit.audit.batching import BatchSize, batch_of, kept_batch
+from mi_audit.audit.batching import batch_of, default_batch, kept_batch
 from mi_audit.audit.fitting import Knowledge
 from mi_audit.audit.jobs import Job, Outcome, Step, execute
 from mi_audit.audit.measure import Gallery, measure_attack
@@ -252,7 +252,8 @@ class Runner:
         scene, name = self.scene, str(one.facts["name"])
         jobs = list(self._jobs(one, priors))
         scene.progress.stage(f"{name}{f' on the {self.folder} model' if self.folder else ''}: {len(jobs)} job(s)")
-        plan = replace(scene.plan, batch_size=self._batch(name, priors)) if jobs else scene.plan
+        missing = any(scene.folder.read_job(job.name) is None for job in jobs)
+        plan = replace(scene.plan, batch_size=self._batch(name, priors)) if missing else scene.plan
         task = Task(one, models_of(self.targets), priors, plan, scene.device, scene.size)
         outcomes: list[Outcome] = []
         with scene.clock.stage(f"{name} {self.folder}".strip()):
@@ -264,7 +265,7 @@ class Runner:
             found = measure_attack(scene, self.gallery, outcomes, one.facts, place, permutation)
         return found, [job.id for job in jobs]
 
-    def _batch(self, name: str, priors: Mapping[int, Knowledge]) -> BatchSize:
+    def _batch(self, name: str, priors: Mapping[int, Knowledge]) -> int:
         """The batch size of the jobs of a contender, from what its first seed needs."""
         scene, (seed, (model, _)) = self.scene, next(iter(self.targets.items()))
         wanted, known = scene.plan.batch_size, priors[seed]
@@ -273,7 +274,7 @@ class Runner:
         def choose() -> int:
             return batch_of(wanted, scene.device, scene.size, model.classifier, known.prior)
 
-        return kept_batch(wanted, scene.folder, key, choose)
+        return kept_batch(wanted, scene.folder, key, choose, default_batch(scene.device, scene.size))
 
     def _jobs(self, one: Contender, priors: Mapping[int, Knowledge]) -> Iterator[Job]:
         plan = self.scene.plan

@@ -1,6 +1,5 @@
 """StyleGAN2: styles of a generator trained on the public images, or of a published one that was imported."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from mi_audit.nn.stylegan2 import Generator, Shape
 from mi_audit.nn.stylegan2_critic import Critic
 from mi_audit.nn.stylegan2_frozen import SwiftPainter
 from mi_audit.nn.stylegan2_objective import PathLengthR1
-from mi_audit.store.weights import KEY, read_header, read_weights
+from mi_audit.store.weights import read_facts, read_weights
 from mi_audit.train import gan
 from mi_audit.train.seeding import seeded
 
@@ -266,5 +265,4 @@ class _StyleGAN2Prior(StylePrior, TunablePrior):
 
 def _origin(file: Path) -> dict[str, Any]:
     """What `mi-audit import` wrote down about the weights."""
-    _, metadata = read_header(file)
-    return {f"weights_{name}": value for name, value in json.loads(metadata.get(KEY, "{}")).items()}
+    return {f"weights_{name}": value for name, value in read_facts(file).items()}

@@ -9,6 +9,7 @@ from typing import TypeVar
 from mi_audit.core.errors import ConfigError, NothingToAudit, StorageError
 
 Document = TypeVar("Document")
+UNREADABLE = (ValueError, RecursionError)  # what damaged or hostile JSON raises: no JSON, no UTF-8, nested without end
 
 
 def document_text(content: object) -> str:
@@ -41,7 +42,7 @@ def read_json(file: Path, name: str, advice: str) -> object:
         return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError as error:
         raise NothingToAudit(f"expected {name} in {file}, got none; {advice}") from error
-    except (OSError, ValueError) as error:  # ValueError is broken JSON and broken UTF-8
+    except (OSError, *UNREADABLE) as error:
         readable = name.replace(" ", " readable ", 1)
         raise StorageError(f"expected {readable} in {file}, got {error}; repeat the command") from error
 

@@ -9,6 +9,7 @@ from reprlib import repr as short
 from typing import Any, TypeGuard
 
 from mi_audit.core.errors import TargetError
+from mi_audit.store.documents import UNREADABLE
 from mi_audit.store.weights import KEY
 
 # Arguments of timm's factory that read files or change what is returned; never taken from a file beside the model.
@@ -88,7 +89,7 @@ def read_json(text: str, origin: str, source: str) -> Declared:
     """
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise TargetError(f"expected JSON in {source}, got '{error}'; correct or delete it") from error
     if not isinstance(content, dict):
         raise TargetError(f"expected a JSON object in {source}, got {type(content).__name__}; correct or delete it")

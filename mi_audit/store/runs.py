@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mi_audit.core.errors import ConfigError, StorageError
+from mi_audit.store.documents import UNREADABLE
 from mi_audit.store.drafts import is_draft
 from mi_audit.store.files import (
     canonical_json,
@@ -31,6 +32,7 @@ from mi_audit.store.latest import MARKER, find_run, point_latest
 LOCK = ".lock"
 OWNER = ".owner.json"
 BATCHES = "batches.json"
+LARGEST = 2**20  # images at once; a file that says as many or more is damaged
 RECORD = "mi_audit"  # the only metadata key: safetensors writes several keys in a random order
 
 Job = tuple[dict[str, Tensor], dict[str, object]]
@@ -163,7 +165,7 @@ class RunFolder:
             raise ConfigError(f"expected a plan in {path}, got none; repeat the command that started the run")
         try:
             plan = json.loads(read_file(path))
-        except ValueError as error:
+        except UNREADABLE as error:
             raise StorageError(
                 f"expected JSON, got a damaged file {path}; repeat the command that started the run"
             ) from error
@@ -183,9 +185,9 @@ class RunFolder:
         """What `write_batches` kept; nothing when there is no such file, or a damaged one."""
         try:
             sizes = json.loads((self.path / BATCHES).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, *UNREADABLE):
             return {}
-        good = isinstance(sizes, dict) and all(type(size) is int and size > 0 for size in sizes.values())
+        good = isinstance(sizes, dict) and all(type(size) is int and 0 < size < LARGEST for size in sizes.values())
         return sizes if good else {}
 
     def point_latest(self) -> None:
@@ -243,7 +245,7 @@ def _make_private(path: Path) -> None:
 def _owner(path: Path) -> dict[str, object]:
     try:
         owner = json.loads((path / OWNER).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, *UNREADABLE):
         return {}
     return owner if isinstance(owner, dict) else {}
 
@@ -265,6 +267,6 @@ def _parse(data: bytes) -> Job | None:
         if record["sha256"] != _checksum(tensors, record["facts"]):
             return None
         facts = json.loads(record["facts"])
-    except (SafetensorError, ValueError, KeyError, TypeError):
+    except (SafetensorError, *UNREADABLE, KeyError, TypeError):
         return None
     return tensors, facts

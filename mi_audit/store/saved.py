@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from mi_audit.store.documents import UNREADABLE
 from mi_audit.store.results import FISHER_FILE, RESULT_FILE, SWEEP_FILE, Saved, read_fisher, read_result, read_sweep
 
 FILES = {"sweep": SWEEP_FILE, "fisher": FISHER_FILE}
@@ -25,7 +26,7 @@ def kind_of(path: Path) -> str:
         return "result" if (path / RESULT_FILE).is_file() else next(found, "result")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, *UNREADABLE):
         return "result"
     said = str(data.get("kind")) if isinstance(data, dict) else ""
     return said if said in FILES else "result"

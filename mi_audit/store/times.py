@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mi_audit.core.errors import StorageError
+from mi_audit.store.documents import UNREADABLE
 
 TIMES_FILE = "timing.json"
 
@@ -21,7 +22,7 @@ def read_times(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         times = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise _damaged(file) from error
     good = isinstance(times, dict) and all(_seconds(times.get(table)) for table in ("stages", "jobs"))
     if not good or not _number(times.get("total_seconds", 0.0)):

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mi_audit.core.errors import TargetError
+from mi_audit.store.documents import UNREADABLE
 from mi_audit.store.files import write_atomic
 
 KEY = "mi_audit"  # the one metadata key that holds everything of ours, as JSON
@@ -65,6 +66,21 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         raise TargetError(
             f"expected a complete safetensors file, got {path} with '{error}'; download or export it again"
         ) from error
+
+
+def read_facts(path: Path) -> dict[str, object]:
+    """What `write_weights` put beside the tensors of a file; nothing for a file that others wrote.
+
+    Raises:
+        TargetError: The file is missing, truncated or of another format, or its facts are damaged.
+    """
+    try:
+        facts = json.loads(read_header(path)[1].get(KEY, "{}"))
+    except UNREADABLE as error:
+        raise TargetError(f"expected JSON in the metadata of {path}, got '{error}'; make the file again") from error
+    if not isinstance(facts, dict):
+        raise TargetError(f"expected a JSON object in the metadata of {path}, got {facts!r:.40}; make the file again")
+    return facts
 
 
 def hash_weights(tensors: Mapping[str, Tensor]) -> str:

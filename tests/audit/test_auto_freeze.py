@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mi_audit.audit import auto_freeze
+from mi_audit.audit import auto_freeze, pretrain
 from mi_audit.audit.attack import Court
-from mi_audit.audit.auto_freeze import find_cut
+from mi_audit.audit.auto_freeze import check_search, find_cut
 from mi_audit.audit.plan import DefendPlan
 from mi_audit.audit.pretrain import PublicStart
 from mi_audit.audit.progress import Silent
@@ -45,3 +45,20 @@ def test_a_short_training_outlasts_the_phases_before_it(
     with open_scene(replace(plan, defend=wanted), "defend", Silent()) as scene, pytest.raises(FirstTraining):
         find_cut(scene, PublicStart({}, {}), defend_recipe(scene), object.__new__(Court), {}, 0.02)
     assert trained == [short]
+
+
+def test_one_fresh_network_tells_whether_a_cut_can_be_searched(cache: Path, tmp_path: Path, monkeypatch):
+    built, build = [], pretrain.new_model
+
+    def counted(*given, **more):
+        built.append(given)
+        return build(*given, **more)
+
+    monkeypatch.setattr(pretrain, "new_model", counted)
+    plan = defend_plan(tmp_path / "run", cache)
+    wanted = DefendPlan(method="rolss", freeze="auto", epochs=3)
+    model = replace(plan.model, ref="built-in:resnet18-small")
+    with open_scene(replace(plan, model=model, defend=wanted), "defend", Silent()) as scene:
+        built.clear()
+        check_search(scene)
+    assert len(built) == 1

@@ -9,6 +9,7 @@ from mi_audit.attacks.gmi import GMI
 from mi_audit.audit import batching
 from mi_audit.audit.attack import run_attack
 from mi_audit.audit.batching import batch_of, bytes_per_image, chosen, default_batch, fitting, kept_batch, search_step
+from mi_audit.core.errors import PriorTooWeak
 from mi_audit.core.prior import AssistedPrior, CriticPrior, Surrogates
 from mi_audit.nn.classifier import Classifier
 from mi_audit.store import memory
@@ -107,6 +108,21 @@ def test_an_accelerator_takes_what_was_measured_over_what_is_free(monkeypatch):
     assert batch_of("auto", "mps", 64, classifier(), ToyPrior()) == 512
 
 
+def test_a_measurement_on_cuda_gives_back_what_it_took_even_when_it_fails(monkeypatch):
+    given, peaks = [], [100, 100, 200]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(len(peaks)))
+    monkeypatch.setattr(batching, "_peak", lambda *_: peaks.pop(0))
+    monkeypatch.setattr(batching, "_free", lambda _device: 10**9)
+    for device in ("cpu", "mps"):
+        batch_of("auto", device, 64, classifier(), ToyPrior())
+    assert not given
+    batch_of("auto", "cuda", 64, classifier(), ToyPrior())
+    assert given == [0]  # once, when all three passes were done
+    with pytest.raises(IndexError):
+        batch_of("auto", "cuda", 64, classifier(), ToyPrior())
+    assert given == [0, 0]
+
+
 def test_free_memory_counts_what_this_process_holds_and_does_not_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 50)
@@ -141,29 +157,30 @@ def test_the_first_choice_of_a_run_is_kept(tmp_path):
         return pytest.fail("asked")
 
     with RunFolder(tmp_path / "run") as folder:
-        assert kept_batch("auto", folder, "gmi on cpu", lambda: 16) == 16
-        assert kept_batch("auto", folder, "ppa on cpu", lambda: 4) == 4
-        assert kept_batch(7, folder, "gmi on cpu", never) == 7
+        assert kept_batch("auto", folder, "gmi on cpu", lambda: 16, 32) == 16
+        assert kept_batch("auto", folder, "ppa on cpu", lambda: 4, 32) == 4
+        assert kept_batch(7, folder, "gmi on cpu", never, 32) == 7
     with RunFolder(tmp_path / "run") as folder:
-        assert kept_batch("auto", folder, "gmi on cpu", never) == 16
-        assert kept_batch("auto", folder, "ppa on cpu", never) == 4
+        assert kept_batch("auto", folder, "gmi on cpu", never, 32) == 16
+        assert kept_batch("auto", folder, "ppa on cpu", never, 32) == 4
         folder.forget_jobs()
-        assert kept_batch("auto", folder, "gmi on cpu", lambda: 8) == 8
+        assert kept_batch("auto", folder, "gmi on cpu", lambda: 8, 32) == 8
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"gmi": 0}', '{"gmi": true}', '{"gmi": "8"}', "\xff"])
 def test_a_damaged_choice_is_made_again(tmp_path, text):
     with RunFolder(tmp_path / "run") as folder:
         folder.write_text("batches.json", text)
-        assert kept_batch("auto", folder, "gmi", lambda: 8) == 8 == kept_batch("auto", folder, "gmi", lambda: 9)
+        assert kept_batch("auto", folder, "gmi", lambda: 8, 32) == 8 == kept_batch("auto", folder, "gmi", lambda: 9, 32)
 
 
-def test_a_choice_that_fails_is_left_to_the_jobs(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, ZeroDivisionError, MemoryError, PriorTooWeak])
+def test_a_choice_that_fails_is_not_kept_and_fails_no_more_than_the_jobs_would(tmp_path, error):
     def broken() -> int:
-        raise RuntimeError("shapes do not match")
+        raise error("shapes do not match")
 
     with RunFolder(tmp_path / "run") as folder:
-        assert kept_batch("auto", folder, "gmi", broken) == "auto" and not folder.read_batches()
+        assert kept_batch("auto", folder, "gmi", broken, 32) == 32 and not folder.read_batches()
 
 
 def test_jobs_that_are_done_later_decode_as_many_images_at_once(digits, cache, tmp_path, monkeypatch):
@@ -185,4 +202,16 @@ def test_jobs_that_are_done_later_decode_as_many_images_at_once(digits, cache, t
             file.unlink()
     run_attack(replace(plan, fresh=True))
     run_attack(replace(plan, fresh=True, batch_size=3))
+    run_attack(plan)
     assert sizes == [32, 32, 1, 3]
+    assert not (plan.out / "batches.json").exists()  # nothing was left to do, so nothing was chosen
+    next((plan.out / "jobs").glob("gmi*")).write_bytes(b"damaged")
+    run_attack(plan)
+    assert sizes == [32, 32, 1, 3, 1] and (plan.out / "batches.json").exists()
+
+    def untold() -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(memory, "available", untold)
+    run_attack(replace(plan, fresh=True))
+    assert sizes[5:] == [32]

@@ -84,7 +84,8 @@ def rows_of(name: str, case: Case, options: Options) -> list[Row]:
     }
     options.say(f"{name}: operations and memory")
     engines = {precision: engines[precision] for precision in options.precisions}
-    speed = _speed(case, built, reference, engines, timing, options)
+    used: dict[Precision, Precision] = {precision: gate[precision]["used"] for precision in options.precisions}
+    speed = _speed(case, built, reference, engines, used, timing, options)
     options.say(f"{name}: comparing results")
     same = _compared(case, options)
     return [
@@ -123,10 +124,14 @@ def _speed(
     built: Built,
     reference: Reference,
     engines: Mapping[Precision, Engine],
+    used: Mapping[Precision, Precision],
     timing: Timing,
     options: Options,
 ) -> dict[Precision, Row]:
-    """Throughput, share of the ceiling, memory per image, and whether time per image depends on their number."""
+    """Throughput, share of the ceiling, memory per image, and whether time per image depends on their number.
+
+    The ceiling is that of the arithmetic `used`, which the seconds of `timing` are of, whatever was asked for.
+    """
     count, forward = iterations(case.timed), _operations(case, reference, built)
     slow = statistics.median(timing.seconds["reference"])
     plain = _memory(lambda size: reference.run(size), case.timed, options.device)
@@ -135,7 +140,7 @@ def _speed(
         run = Run(batch_size=engine.batch)
         with uncompared():
             engine.run(case.timed, run=run)
-        top = machine.ceiling(options.device, DTYPES[precision], options.now)
+        top = machine.ceiling(options.device, DTYPES[used[precision]], options.now)
         top_reference = machine.ceiling(options.device, torch.float32, options.now)
         needed = machine.useful_operations(run.work, forward)
         seconds = statistics.median(timing.seconds[precision])

@@ -7,8 +7,9 @@ import torch
 
 from mi_audit.core.arithmetic import Decision
 from mi_audit.nn.precision import has_native_bf16
-from tests.benchmarks import __main__, cases, machine, prefix
-from tests.benchmarks.rows import _gate
+from tests.benchmarks import __main__, cases, machine, prefix, rows
+from tests.benchmarks.paired import Timing
+from tests.benchmarks.rows import _gate, _speed
 from tests.benchmarks.worlds import World
 
 FINE = Decision("descend", "bf16", "bf16", 0.99)
@@ -43,6 +44,22 @@ def test_networks_that_learned_nothing_are_timed_in_what_is_asked_for():
     assert _gate(case, engine("bf16", REFUSED)) == {"used": "bf16", "reason": ""}
     trained = replace(case, timed=replace(case.timed, world=replace(case.timed.world, images=9)))
     assert _gate(trained, engine("bf16", REFUSED))["used"] == "32"
+
+
+@pytest.mark.parametrize(("used", "share"), [("bf16", 0.125), ("32", 0.25)])
+def test_the_share_of_a_refused_row_is_of_the_ceiling_of_what_it_computed_in(monkeypatch, used, share):
+    case = cases.quick()["gmi"]
+    needed = 8e12
+    monkeypatch.setattr(rows, "_operations", lambda *_: {})
+    monkeypatch.setattr(rows, "_memory", lambda *_: 0.0)
+    monkeypatch.setattr(rows, "_scaling", lambda *_: {})
+    monkeypatch.setattr(machine, "useful_operations", lambda *_: needed)
+    monkeypatch.setattr(machine, "ceiling", lambda _device, dtype, _now: {torch.float32: 32e12}.get(dtype, 64e12))
+    timing = Timing("cpu", {"reference": (2.0,), "bf16": (1.0,)}, {}, (0.0, 0.0))
+    options = SimpleNamespace(device="cpu", now=None)
+    found = _speed(case, None, None, {"bf16": engine("bf16")}, {"bf16": used}, timing, options)["bf16"]
+    assert (found["mfu"], found["ceiling_gflops"]) == (share, 8e3 / share)
+    assert found["reference_mfu"] == 0.125  # half as fast, in single precision
 
 
 def test_the_command_writes_a_row_per_precision_for_scripts(tmp_path, monkeypatch, capsys):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 
 from mi_audit.core.errors import ConfigError, StorageError
+from mi_audit.store.files import write_atomic
 from mi_audit.store.runs import OWNER, RunFolder
 
 TENSORS = {
@@ -20,6 +22,7 @@ TENSORS = {
     "number": torch.tensor(2.5),
     "nothing": torch.empty(0, 4),
 }
+BOTTOMLESS = "[" * 200_000  # JSON that the parser gives up on
 HOLD = """
 import sys, pathlib
 from mi_audit.store.runs import RunFolder
@@ -187,10 +190,30 @@ def test_plan_comes_back(run):
 def test_missing_and_damaged_plans_are_explained(run):
     with pytest.raises(ConfigError, match="got none; repeat the command"):
         run.read_plan()
-    for text in ("{", "[]"):
+    for text in ("{", "[]", BOTTOMLESS):
         run.write_text("plan.json", text)
         with pytest.raises(StorageError, match="expected"):
             run.read_plan()
+
+
+@pytest.mark.parametrize("text", ["", "[]", BOTTOMLESS, *(f'{{"gmi": {size}}}' for size in (0, -1, 2**20, 10**30))])
+def test_damaged_batch_sizes_and_absurd_ones_are_none(run, text):
+    run.write_batches({"gmi": 2**20 - 1, "ppa": 1})
+    assert run.read_batches() == {"gmi": 2**20 - 1, "ppa": 1}
+    run.write_text("batches.json", text)
+    assert run.read_batches() == {}
+
+
+def test_an_owner_that_cannot_be_read_is_unknown(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.write_text(".owner.json", BOTTOMLESS)
+        with pytest.raises(ConfigError, match="process unknown"):
+            RunFolder(tmp_path / "run")
+
+
+def test_a_job_whose_record_has_no_bottom_is_damaged(run):
+    write_atomic(run.job_file("a"), safetensors.torch.save({}, {"mi_audit": BOTTOMLESS}), private=True)
+    assert run.read_job("a") is None
 
 
 def test_text_is_written_below_the_folder(run):

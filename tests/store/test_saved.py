@@ -28,7 +28,7 @@ def test_a_run_comes_before_what_else_lies_in_its_folder(tmp_path):
     assert kind_of(tmp_path) == "result" and read_saved(tmp_path).kind == "audit"
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"kind": "else"}', '{"kind": ["sweep"]}'])
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 200_000, '{"kind": "else"}', '{"kind": ["sweep"]}'], ids=range(5))
 def test_what_is_nothing_of_ours_is_left_to_the_reader_of_results(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     assert kind_of(tmp_path / "x.json") == "result"

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mi_audit.core.errors import TargetError
-from mi_audit.store.weights import hash_weights, read_header, read_weights, write_weights
+from mi_audit.store.weights import hash_weights, read_facts, read_header, read_weights, write_weights
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor([1, 2]), "empty": torch.zeros(0)}
 
@@ -18,6 +19,18 @@ def test_what_is_written_is_read(tmp_path):
     tensors, metadata = read_weights(tmp_path / "w.safetensors")
     assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items()) and len(tensors) == 3
     assert json.loads(metadata["mi_audit"]) == {"arch": "x"} and metadata["format"] == "pt"
+
+
+def test_facts_are_read_and_checked(tmp_path):
+    file = tmp_path / "w.safetensors"
+    write_weights(file, TENSORS, {"arch": "x", "facts": {"key": "1"}})
+    assert read_facts(file) == {"arch": "x", "facts": {"key": "1"}}
+    save_file(TENSORS, file)
+    assert read_facts(file) == {}
+    for damaged in ("{", "[" * 200_000, "[1]"):
+        save_file(TENSORS, file, {"mi_audit": damaged})
+        with pytest.raises(TargetError, match=r"w\.safetensors"):
+            read_facts(file)
 
 
 def test_the_header_alone_gives_shapes(tmp_path):
