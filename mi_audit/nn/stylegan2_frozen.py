@@ -1,9 +1,8 @@
 """StyleGAN2's generator for searches: a copy whose weights never change, in fewer and faster operations."""
 
-import copy
 import math
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from mi_audit.core.prior import Painting
 from mi_audit.nn.compiled import as_is, compiled
 from mi_audit.nn.epilogue import styled
 from mi_audit.nn.stylegan2 import TAPS, Block, Colour, Generator, Layered, Maps, ScaledLinear, Style, StyledConv
+from mi_audit.nn.unchanged import Unchanged
 
 GAIN = math.sqrt(2)  # of the activation
 SHARE = 0.25  # of the free memory of a device that maps may take before they are computed again instead
@@ -24,27 +24,26 @@ class SwiftPainter:
     """Paints with a frozen copy of a generator, or with the generator itself while its weights take gradients.
 
     Args:
-        generator: May be trained in place; the copy is made when it is needed, and again when weights have changed.
+        generator: May be trained or moved; the copy is made when it is needed, and again when weights are others.
     """
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self._copy: FrozenGenerator | None = None
-        self._versions: list[int] = []
+        self._made: tuple[Unchanged, FrozenGenerator] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SwiftPainter":
-        """Without the frozen copy: the versions of copied weights start over."""
-        return SwiftPainter(copy.deepcopy(self.generator, memo))
+    def __reduce__(self) -> tuple[type["SwiftPainter"], tuple[Generator]]:
+        """Copies make a frozen copy of their own: their weights are others."""
+        return SwiftPainter, (self.generator,)
 
     def paint(self, styles: Layered, painting: Painting | None = None, blocks: range | None = None) -> Painting:
         """As `Generator.paint`."""
         weights = list(self.generator.parameters())
-        if any(weight.requires_grad for weight in weights):
+        if any(weight.requires_grad or weight.is_inference() for weight in weights):
             return self.generator.paint(styles, painting, blocks)
-        versions = [weight._version for weight in weights]
-        if self._copy is None or versions != self._versions:
-            self._copy, self._versions = FrozenGenerator(self.generator), versions
-        return self._copy.paint(styles, painting, blocks)
+        if self._made is None or not self._made[0].holds(weights):
+            with torch.inference_mode(False):  # what is made in it cannot be used outside of it
+                self._made = Unchanged(weights), FrozenGenerator(self.generator)
+        return self._made[1].paint(styles, painting, blocks)
 
 
 class FrozenGenerator(nn.Module):
@@ -59,7 +58,8 @@ class FrozenGenerator(nn.Module):
 
     Attributes:
         frugal: Keep the features between blocks only, and compute the rest again in the backward pass. None does so
-            where the maps would take more than a quarter of the memory that is free; results are the same.
+            where the maps would take more than a quarter of the memory that is free, which is asked for once, before
+            the first pass that gradients come back through; results are the same.
     """
 
     def __init__(self, generator: Generator) -> None:
@@ -72,6 +72,7 @@ class FrozenGenerator(nn.Module):
                 if isinstance(block, Block)
             )
         self.frugal: bool | None = None
+        self._free: int | None = None
         self.numbers = sum(2 * width * (4 << place) ** 2 for place, width in enumerate(shape.widths))
 
     def paint(self, styles: Layered, painting: Painting | None = None, blocks: range | None = None) -> Painting:
@@ -94,8 +95,9 @@ class FrozenGenerator(nn.Module):
         """Whether to compute maps again; what is kept for the backward pass is what every convolution ends in."""
         if self.frugal is not None:
             return self.frugal
-        kept = len(styles) * self.numbers * (mixed or styles.dtype).itemsize
-        return kept > SHARE * _free_memory(styles.device)
+        if self._free is None:
+            self._free = _free_memory(styles.device)
+        return len(styles) * self.numbers * (mixed or styles.dtype).itemsize > SHARE * self._free
 
 
 class FrozenBlock(nn.Module):

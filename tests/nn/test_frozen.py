@@ -1,9 +1,12 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from mi_audit.nn import frozen as module
 from mi_audit.nn.architectures import built_in
+from mi_audit.nn.cast_once import CastConv2d, CastLinear
 from mi_audit.nn.classifier import Classifier, hastened
 from mi_audit.nn.folding import NORMS, close
 from mi_audit.nn.frozen import frozen
@@ -78,6 +81,62 @@ def test_a_network_that_reads_its_norms_keeps_them():
     quick = frozen(Peeking(net), images)
     assert not folded(quick) and last(quick.net)
     torch.testing.assert_close(quick(images), Peeking(net.eval())(images), atol=1e-4, rtol=1e-5)
+
+
+@pytest.fixture
+def native(monkeypatch):
+    monkeypatch.setattr(module, "has_native_bf16", lambda device: device == "cpu")
+
+
+def kinds(net):
+    return {type(layer) for layer in net.modules()}
+
+
+@pytest.mark.usefixtures("native")
+def test_weights_are_cast_once_where_bfloat16_is_native(monkeypatch):
+    net, images = network()
+    quick = frozen(net, images)
+    assert {CastConv2d, CastLinear} <= kinds(quick) and not {CastConv2d, CastLinear} & kinds(net)
+    monkeypatch.setattr(module, "has_native_bf16", lambda _: False)
+    plain = frozen(net, images)
+    assert not {CastConv2d, CastLinear} & kinds(plain)
+    assert torch.equal(gradient(quick, images), gradient(plain, images))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quick(images), plain(images))
+
+
+class Exact(nn.Module):
+    """Refuses bfloat16."""
+
+    def forward(self, maps):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError
+        return maps
+
+
+@pytest.mark.usefixtures("native")
+def test_a_network_that_cannot_do_bfloat16_keeps_its_layers():
+    net, images = network(Exact(), nn.Flatten())
+    quick = frozen(net, images)
+    assert folded(quick) and not {CastConv2d, CastLinear} & kinds(quick)
+
+
+class Fussy(nn.Module):
+    """Gives something else under bfloat16 after a convolution that is not a plain one."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        plain = type(self.net[0]) is nn.Conv2d or not torch.is_autocast_enabled("cpu")
+        return self.net(images) * (1.0 if plain else 1.5)
+
+
+@pytest.mark.usefixtures("native")
+def test_layers_that_change_results_in_bfloat16_are_left_out():
+    net, images = network()
+    assert CastConv2d not in kinds(frozen(Fussy(net), images))
 
 
 class Random(nn.Module):

@@ -1,5 +1,6 @@
 import copy
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -80,6 +81,7 @@ def test_memory_decides_what_is_computed_again_and_changes_nothing(frugal, monke
     expected = gradient(swift, styles)[1]
     needed = 2 * (2 * 6 * 16 + 2 * 5 * 64 + 2 * 4 * 256 + 2 * 3 * 1024) * 8  # two images, two maps per block, doubles
     monkeypatch.setattr(stylegan2_frozen, "_free_memory", lambda _: 4 * needed - frugal)
+    swift = FrozenGenerator(net)
 
     def note(tensor):
         sizes.append(tensor.numel())
@@ -91,19 +93,60 @@ def test_memory_decides_what_is_computed_again_and_changes_nothing(frugal, monke
     assert torch.equal(gradient(swift, styles)[1], expected)
 
 
+def test_free_memory_is_asked_for_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(stylegan2_frozen, "_free_memory", lambda device: asked.append(device) or 1 << 40)
+    net = generator()
+    swift, styles = FrozenGenerator(net), styles_of(net)
+    with torch.no_grad():
+        swift.paint(styles)
+    assert not asked
+    for _ in range(2):
+        gradient(swift, styles)
+    assert asked == [torch.device("cpu")]
+
+
 def test_the_copy_is_made_again_when_weights_have_changed():
     net = generator()
     painter, styles = SwiftPainter(net), styles_of(net)
     first = painter.paint(styles)
-    made = painter._copy
+    made = painter._made
     painter.paint(styles)
-    assert painter._copy is made is not None
+    assert painter._made is made is not None
     net.blocks[1].refine.bias.add_(1)
     changed = painter.paint(styles)
-    assert painter._copy is not made and not torch.allclose(changed.colours, first.colours)
+    assert painter._made is not made and not torch.allclose(changed.colours, first.colours)
     torch.testing.assert_close(changed.colours, net.paint(styles).colours)
-    twin = copy.deepcopy(painter)
-    assert twin._copy is None and twin.generator is not net
+    for twin in (copy.deepcopy(painter), pickle.loads(pickle.dumps(painter))):
+        assert twin._made is None and twin.generator is not net
+        assert torch.equal(twin.paint(styles).colours, changed.colours)
+
+
+def test_the_copy_goes_where_the_generator_goes():
+    net = generator(WIDE).float()
+    painter, styles = SwiftPainter(net), styles_of(net)
+    painter.paint(styles)
+    net.double()
+    assert painter.paint(styles.double()).colours.dtype == torch.float64
+    net.to("meta")
+    with pytest.raises(RuntimeError, match="meta"):  # a device without autocast, which the old copy would not mind
+        painter.paint(styles.double())
+
+
+def test_a_copy_that_is_made_in_inference_mode_serves_searches():
+    net = generator()
+    painter, styles = SwiftPainter(net), styles_of(net)
+    with torch.inference_mode():
+        painter.paint(styles)
+    made = painter._made
+    assert gradient(painter, styles)[1].abs().sum() > 0 and painter._made is made
+
+
+def test_weights_made_in_inference_mode_are_painted_with_as_they_are():
+    with torch.inference_mode():
+        net = copy.deepcopy(generator())
+        painter, styles = SwiftPainter(net), styles_of(net)
+        assert torch.equal(painter.paint(styles).colours, net.paint(styles).colours) and painter._made is None
 
 
 def test_weights_that_take_gradients_get_them():
