@@ -93,5 +93,5 @@ def nowhere_near_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture(autouse=True)
 def as_loud_as_usual() -> None:
-    """A command that ran inside of an earlier test, or of a fixture that many share, silences this one's log no more."""
+    """A command that ran inside of an earlier test, or of a fixture that many share, silences no other test."""
     logging.getLogger().setLevel(logging.WARNING)
