@@ -2,7 +2,6 @@
 
 import ast
 import gc
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -89,9 +88,3 @@ def nowhere_near_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """Nothing that a test forgets to say may reach the user's own cache or settings."""
     monkeypatch.setenv("MI_AUDIT_CACHE_DIR", str(tmp_path / "user-cache"))
     yield
-
-
-@pytest.fixture(autouse=True)
-def as_loud_as_usual() -> None:
-    """A command that ran inside of an earlier test, or of a fixture that many share, silences no other test."""
-    logging.getLogger().setLevel(logging.WARNING)

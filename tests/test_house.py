@@ -1,3 +1,4 @@
+import logging.config
 import re
 import subprocess
 import sys
@@ -33,6 +34,7 @@ ADDRESSES = re.compile(
 
 def test_imports_keep_to_the_floors(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.config, "dictConfig", lambda _: None)  # it would silence our loggers in later tests
     status = lint_imports(config_filename="pyproject.toml", no_cache=True)
     assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
 
