@@ -18,8 +18,8 @@ from mi_audit.audit.settings import plan_to_json
 from mi_audit.store.files import canonical_json
 from tests.world import defend_plan, digit_plan
 
-# Every result reaches its place by `os.replace`: the run dies by its own hand just before or after one of them. All that
-# is imported is imported once: every line asks for a run in a process of its own, and is answered with its exit code.
+# Every result reaches its place by `os.replace`: the run dies by its own hand just before or after one of them.
+# What is imported is imported once: every line asks for a run in a process of its own, and gets its exit code.
 SCRIPT = """
 import json, os, sys
 from mi_audit.audit.attack import run_attack
@@ -32,7 +32,7 @@ for line in sys.stdin:
         break
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 else:
-    sys.exit()
+    os._exit(0)
 
 os.dup2(2, 1)
 plan, signal, moment, left, where = json.loads(line)
