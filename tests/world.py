@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from mi_audit.audit import attack
 from mi_audit.audit.plan import AttackPlan, DefendPlan, ModelPlan, Plan
 from mi_audit.store.datasets import load_splits
 from mi_audit.store.targets import new_model, save_model
@@ -14,6 +17,14 @@ SMOKE: Mapping[str, Mapping[str, object]] = {
     "gmi": {"steps": 6, "restarts": 2},
     "ppa": {"pool": 16, "restarts": 3, "keep": 2, "steps": 4, "views": 3},
 }
+
+
+def judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluator and verifier of the first run judge the others as well: they take most of the time of a tiny run."""
+    usual, known = attack.load_court, []
+    monkeypatch.setattr(
+        attack, "load_court", lambda scene: known[0] if known else known.append(usual(scene)) or known[0]
+    )
 
 
 def silent(label: str, done: int, total: int) -> None:

@@ -5,6 +5,19 @@ import pytest
 from tests.benchmarks import paired
 
 
+@pytest.fixture(autouse=True)
+def collected(monkeypatch) -> list[str]:
+    """Garbage is only said to be looked for: among all that the tests have loaded it takes a second each time."""
+    said: list[str] = []
+    monkeypatch.setattr(paired.gc, "collect", lambda: said.append("."))
+    return said
+
+
+def test_garbage_is_looked_for_before_every_call(collected):
+    paired.measure({name: lambda name=name: collected.append(name) for name in "ab"}, 1, "wall")
+    assert "".join(collected) == ".a.b" + ".a.b"
+
+
 def test_candidates_take_turns_and_the_first_call_does_not_count():
     calls, ticks = [], itertools.count()
     runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}

@@ -7,7 +7,7 @@ import torch
 
 from mi_audit.core.arithmetic import Decision
 from mi_audit.nn.precision import has_native_bf16
-from tests.benchmarks import __main__, cases, machine, prefix, rows
+from tests.benchmarks import __main__, cases, machine, paired, prefix, rows
 from tests.benchmarks.paired import Timing
 from tests.benchmarks.rows import _gate, _speed
 from tests.benchmarks.worlds import World
@@ -69,6 +69,7 @@ def test_the_command_writes_a_row_per_precision_for_scripts(tmp_path, monkeypatc
     tiny = replace(case, timed=small, judged=small, scaled=())
     monkeypatch.setattr(cases, "quick", lambda: {"gmi": tiny, "other": tiny})
     monkeypatch.setattr(machine, "ceiling", lambda *_: 1e12)  # takes seconds
+    monkeypatch.setattr(paired.gc, "collect", lambda: None)  # does so, too, among all that the tests have loaded
     file = tmp_path / "rows.json"
     wanted = ["--quick", "--case", "gmi", "--json", str(file), "--cache", str(tmp_path), "--device", "cpu"]
     assert __main__.main([*wanted, "--clock", "cpu", "--repetitions", "3"]) == 0
