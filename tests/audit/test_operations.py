@@ -25,7 +25,7 @@ from mi_audit.nn.compiled import compiled, compiling
 from mi_audit.store.results import read_result
 from mi_audit.store.targets import new_model
 from tests.toy import ToyPrior
-from tests.world import digit_plan, judged_once
+from tests.world import digit_plan
 
 PLAN = Plan(model=ModelPlan(ref="m"), private="a", public="b")
 JOBS = [Job("gmi", (label,), 0, f"{label:064d}") for label in range(2)]
@@ -93,7 +93,6 @@ def test_a_run_with_both_gives_the_same_pictures_under_ids_of_its_own(
 ):
     torch._dynamo.reset()
     monkeypatch.setattr(operations, "compiling", partial(compiling, backend="eager"))
-    judged_once(monkeypatch)
     usual = digit_plan(digits, tmp_path / "plain", cache)
     few = {"attacks": usual.attacks[:1], "controls": ("random",), "metrics": ("attack-accuracy",)}
     plan = replace(usual, seeds=1, classes="0", **few)
