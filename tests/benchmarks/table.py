@@ -9,7 +9,7 @@ PRECISIONS = {"32": "single", "bf16": "bfloat16"}
 PAGE = """# Performance
 
 How much faster the attacks of this package are than plain loops in the shape of the published code, at equal work and
-equal results. Made from one run of `python -m tests.benchmarks`; edit nothing here, run it again.
+equal results. Made from rows of `python -m tests.benchmarks`; edit nothing here, run it again.
 
 {machine}
 
