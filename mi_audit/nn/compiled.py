@@ -35,7 +35,8 @@ _backend: ContextVar[Backend | None] = ContextVar("backend", default=None)
 def pays(device: str) -> bool:
     """Whether compiling was measured to pay on `device`: nowhere so far, so that `auto` compiles nothing.
 
-    On processors it lost in all cases that were tried in a prototype. On accelerators it was never tried: a guess is no measurement.
+    On processors it lost in all cases that a prototype was tried in. On accelerators it was never tried: a guess is no
+    measurement.
     """
     return PAYS.get(torch.device(device).type, False)
 
