@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 Clock = Literal["cpu", "wall"]
 LEAST = 3  # repetitions, however short the time
+CORES = Path("/proc/stat")
 
 
 class Spread(NamedTuple):
@@ -88,7 +90,22 @@ def rotated(names: Sequence[str], repetition: int) -> list[str]:
 
 def quiet_clock(device: str, threads: int) -> Clock:
     """Wall clock for an accelerator or an idle machine; processor time where others compute, which needs one thread."""
-    return "wall" if device != "cpu" or (threads > 1 and os.getloadavg()[0] < 0.5) else "cpu"
+    return "wall" if device != "cpu" or (threads > 1 and cores_in_use() < 0.5) else "cpu"
+
+
+def cores_in_use(seconds: float = 1.0) -> float:
+    """How many cores compute now: looked at for some seconds where the system tells, else the load of a minute."""
+    if not CORES.is_file():
+        return os.getloadavg()[0]
+    before = _idle_seconds()
+    time.sleep(seconds)
+    return (os.cpu_count() or 1) - (_idle_seconds() - before) / seconds
+
+
+def _idle_seconds() -> float:
+    """Sum over all cores of the time that they waited, for a disk or for nothing."""
+    _, _user, _nice, _system, idle, waiting, *_ = CORES.read_text().splitlines()[0].split()
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
 def _timed(work: Callable[[], object], now: Callable[[], float]) -> float:

@@ -185,9 +185,9 @@ def _memory(run: Callable[[Size], object], size: Size, device: str) -> float:
         else:
             few = replace(fewer, classes=images, batch=images, settings=fewer.settings | fewer.single)
         with uncompared():
-            run(few)
             return machine.peak(lambda: run(few), device)
 
+    of(2)  # for what is made once and kept
     return (of(4) - of(2)) / 2
 
 
@@ -233,7 +233,7 @@ def _compared(case: Case, options: Options) -> dict[Precision, Row]:
     wanted = quality.SHARE * plain.points[-1][1]
     slow = quality.time_to_quality(plain.points, wanted)
     work, stop = counted(beside.networks)
-    once = near.steps(0) if "pool" in near.settings else near.distinct().steps(0)
+    once = _few_of_pool(near.steps(0)) if "pool" in near.settings else near.distinct().steps(0)
     found = beside.run(once)
     stop()
     result = {}
@@ -285,6 +285,11 @@ def _quality(
         labels=course.labels,
         exact=exact,
     )
+
+
+def _few_of_pool(size: Size) -> Size:
+    """The same with few latents to select from: one image at a time, all of them take long."""
+    return replace(size, settings=size.settings | {"pool": 2 * size.settings["restarts"]})
 
 
 def _first(steps: list[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tensor]:

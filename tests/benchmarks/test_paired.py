@@ -48,7 +48,24 @@ def test_a_budget_leaves_three_repetitions(budget, repetitions):
 
 
 def test_the_processor_is_the_clock_of_a_busy_machine(monkeypatch):
-    for load, device, threads, clock in ((0.1, "cpu", 2, "wall"), (3.0, "cpu", 2, "cpu"), (0.1, "cpu", 1, "cpu")):
-        monkeypatch.setattr(paired.os, "getloadavg", lambda load=load: (load, load, load))
+    for used, device, threads, clock in ((0.1, "cpu", 2, "wall"), (3.0, "cpu", 2, "cpu"), (0.1, "cpu", 1, "cpu")):
+        monkeypatch.setattr(paired, "cores_in_use", lambda used=used: used)
         assert paired.quiet_clock(device, threads) == clock
     assert paired.quiet_clock("cuda", 8) == "wall"
+
+
+def test_the_cores_in_use_are_those_that_did_not_wait(monkeypatch, tmp_path):
+    tick = paired.os.sysconf("SC_CLK_TCK")
+    file = tmp_path / "stat"
+    file.write_text(f"cpu  7 0 0 {10 * tick} {5 * tick} 0 0 0 0 0\ncpu0 1 2 3 4 5\n")
+
+    def two_seconds_on(_seconds):  # of four cores one was idle for all of them and one for half
+        file.write_text(f"cpu  9 0 0 {12 * tick} {6 * tick} 0 0 0 0 0\ncpu0 1 2 3 4 5\n")
+
+    monkeypatch.setattr(paired, "CORES", file)
+    monkeypatch.setattr(paired.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(paired.time, "sleep", two_seconds_on)
+    assert paired.cores_in_use(2.0) == 2.5
+    monkeypatch.setattr(paired, "CORES", tmp_path / "missing")
+    monkeypatch.setattr(paired.os, "getloadavg", lambda: (0.7, 0.0, 0.0))
+    assert paired.cores_in_use() == 0.7

@@ -30,7 +30,7 @@ from mi_audit.train.classifier import fit
 from mi_audit.train.recipe import Recipe
 from mi_audit.train.seeding import seeded
 
-VERSION = 3  # raised whenever the same settings would give other weights
+VERSION = 4  # raised whenever the same settings would give other weights
 CHUNK = 16
 RANK = 8  # directions of the latent space that images depend on; with more, attacks find adversarial noise only
 NOISE = 0.4  # within a class, as a share of the deviation of the prior
@@ -94,7 +94,7 @@ def build_world(world: World, root: Path | None = None, say: Callable[[str], obj
         k_plus_one = published_critic(world.size, 3, world.classes).eval() if world.prior == "gan" else None
         target = _classifier(world.target, world)
         evaluator = Classifier(
-            built_in("cnn-wide", world.classes, 3), size=64, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3
+            built_in("cnn-wide", world.classes, 3), size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3
         ).eval()
         students = tuple(_student(name, world) for name in world.students)
         parts = nn.ModuleDict({"target": target, "evaluator": evaluator})
