@@ -10,9 +10,11 @@ interrupt: what is finished is kept.
     python examples/compare_defenses.py digits --sweep freeze=0%,40%,60%,80%,90% --out runs/freeze-digits
 
 does the same for the freeze points of TL-DMI, and sets the Fisher information of the undefended twin beside them.
+`--figures FOLDER` draws both kinds of tables as SVG.
 """
 
 import argparse
+import io
 import json
 import re
 import shutil
@@ -20,6 +22,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mi_audit.audit.fisher import run_fisher
 from mi_audit.audit.plan import AttackPlan, DefendPlan, FisherPlan, ModelPlan, Plan
@@ -28,8 +31,13 @@ from mi_audit.cli.console import Lines
 from mi_audit.core.fisher import FisherReport
 from mi_audit.core.report import AttackResult, Comparison, Quantity
 from mi_audit.core.sweep import Sweep
+from mi_audit.report import fisher
+from mi_audit.report import sweep as curve
 from mi_audit.store.results import read_result
 from mi_audit.store.runs import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METHODS = (
     "tldmi", "rolss", "ssf", "tts", "loft", "ca", "mid", "bido", "negls", "midre", "trap-mid", "atat", "dp-sgd",
@@ -56,8 +64,7 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
     names = given.attacks.split(",")
     settings = {**SETTINGS, **(DIGITS if digits else {})}
     methods = DefendPlan(sweep=f"method={given.method}", settings=settings)
-    curve = DefendPlan(method="tldmi", sweep=given.sweep)
-    defend = curve if given.sweep else methods
+    defend = DefendPlan(method="tldmi", sweep=given.sweep) if given.sweep else methods
     return Plan(
         model=ModelPlan(ref=given.arch),
         private=given.private,
@@ -166,6 +173,41 @@ def fisher_of(plan: Plan, sweep: Sweep) -> FisherReport:
     return run_fisher(FisherPlan(plan=asked))
 
 
+def changes(results: Mapping[str, Comparison]) -> bytes:
+    """An SVG of the changes of top-1 with their intervals: one panel per attack, one line per defense."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = [one.name for one in next(iter(results.values())).after.attacks if one.role == "attack"]
+    with rc_context({"svg.hashsalt": "mi-audit", "svg.fonttype": "path", "font.size": 9}):
+        page = Figure(figsize=(1.4 + 2.4 * len(names), 0.8 + 0.24 * len(results)), layout="constrained")
+        panels = page.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+        for panel, attack in zip(panels, names, strict=True):
+            panel.axvline(0, color="#98a1a8", linewidth=0.8)
+            for place, result in enumerate(results.values()):
+                _line(panel, place, result, attack)
+            panel.set(title=attack, ylim=(len(results) - 0.5, -0.5))
+            panel.set_yticks(range(len(results)), list(results))
+            panel.tick_params(left=False)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+        page.supxlabel("change of top-1 against the undefended twin, points (95 %)", fontsize=9)
+        drawn = io.BytesIO()
+        page.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return drawn.getvalue()
+
+
+def _line(panel: "Axes", place: int, result: Comparison, attack: str) -> None:
+    """A dot and its interval, coloured when the interval leaves zero."""
+    found = [c.difference for c in result.changes if c.attack == attack and c.name == "attack_acc1"]
+    for change in found:
+        if change.value is None or change.interval is None:
+            continue
+        low, high = 100 * change.interval.low, 100 * change.interval.high
+        colour = "#20714a" if high < 0 else "#b4522d" if low > 0 else "#1f5a80"
+        panel.plot([low, high], [place, place], color=colour, linewidth=1.4)
+        panel.plot(100 * change.value, place, "o", color=colour, markersize=4)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("digits", "faces"), help="faces may be mirrored, digits may not")
@@ -185,6 +227,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--figures", type=Path, help="folder to draw the tables in")
     given = parser.parse_args()
     for one in given.set:
         if not re.fullmatch(rf"({'|'.join(map(re.escape, given.attacks.split(',')))})\.\w+=.+", one):
@@ -203,9 +246,16 @@ def main() -> None:
         print("\n".join(rows(compared, "freeze" if given.sweep else "defense")))
         for failure in sweep.failures:
             print(f"\n{failure.value} failed: {failure.message}")
+        if given.figures:
+            given.figures.mkdir(parents=True, exist_ok=True)
+            drawing = curve.picture(sweep, "svg") if given.sweep else changes(compared)
+            (given.figures / f"{'curve' if given.sweep else 'changes'}-{views}.svg").write_bytes(drawing)
     if given.sweep:
         print("\nFisher information of the undefended twin\n")
-        print("\n".join(profile(fisher_of(plan, sweep))))
+        report = fisher_of(plan, sweep)
+        print("\n".join(profile(report)))
+        if given.figures:
+            (given.figures / "fisher.svg").write_bytes(fisher.picture(report, "svg"))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import re
 import sys
 from dataclasses import replace
 
@@ -73,6 +74,15 @@ def test_what_sums_of_rounding_leave_is_nothing():
     assert compare_defenses.share(replace(found, value=0.095, interval=None)) == "9.5"
 
 
+def test_changes_that_leave_zero_stand_out_in_the_figure():
+    found = sample.comparison()  # GMI finds less for certain, PPA perhaps
+    drawn = compare_defenses.changes({"one": found, "two": found})
+    assert drawn == compare_defenses.changes({"one": found, "two": found})
+    lines = re.findall(r'style="fill: none; stroke: (#\w+); stroke-width: 1.4', drawn.decode())
+    assert lines == ["#20714a"] * 2 + ["#1f5a80"] * 2
+    assert b"stroke-width: 1.4" not in compare_defenses.changes({"one": replace(found, changes=())})
+
+
 @pytest.mark.parametrize("wrong", ["gmmi.steps=150", "ppa.steps=9", "gmi.steps", "gmi=3"])
 def test_a_setting_of_no_attack_is_refused(script, wrong):
     with pytest.raises(SystemExit):
@@ -82,7 +92,8 @@ def test_a_setting_of_no_attack_is_refused(script, wrong):
 @pytest.mark.slow
 def test_every_number_of_views_attacks_the_same_models(script, tmp_path):
     run, trained = script
-    said = run("--method", "midre,negls", "--views", "1,2")
+    drawn = ("--figures", str(tmp_path / "figures"))
+    said = run("--method", "midre,negls", "--views", "1,2", *drawn)
     assert sorted(trained) == ["midre", "negls", "none"]
     assert table(said, "defense") == ["none", "midre", "negls"]
     plain, averaged = said.split("2 views per gradient")
@@ -92,14 +103,16 @@ def test_every_number_of_views_attacks_the_same_models(script, tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes()
     again = run("--method", "midre,negls", "--views", "1,2")
     assert len(trained) == 3 and again == said  # what is finished is kept
+    assert {one.name for one in (tmp_path / "figures").iterdir()} == {"changes-1.svg", "changes-2.svg"}
 
 
 @pytest.mark.slow
 def test_the_curve_of_freeze_points_has_the_fisher_profile_beside_it(script, tmp_path):
     run, trained = script
-    said = run("--sweep", "freeze=0%,50%", "--views", "1")
+    said = run("--sweep", "freeze=0%,50%", "--views", "1", "--figures", str(tmp_path / "figures"))
     assert sorted(trained) == ["none", "tldmi", "tldmi"]
     assert table(said, "freeze") == ["none", "0%", "50%"]
     units = table(said, "unit")
     assert len(units) > 2 and (tmp_path / "out" / "fisher" / "fisher.json").is_file()
     assert said.strip().endswith("| head |") and "| 100% |" in said
+    assert {one.name for one in (tmp_path / "figures").iterdir()} == {"curve-1.svg", "fisher.svg"}
