@@ -67,7 +67,7 @@ def load_splits(
     refuse_empty(ref, divided)
     order: tuple[Part, ...] = ("train", "val", "test")
     rows = sorted(range(len(divided)), key=lambda row: order.index(divided[row]))
-    entries = [replace(source.entries[row], part=divided[row]) for row in rows]
+    entries = [source.entries[row]._replace(part=divided[row]) for row in rows]
     source, facts = replace(source, entries=tuple(entries)), [facts[row] for row in rows]
     whole = _dataset(ref, source, facts, size, channels, convert_color=convert_color, cache=cache)
     ends = np.cumsum([divided.count(part) for part in order]).tolist()

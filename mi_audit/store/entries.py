@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import UInt8
 from numpy import ndarray
@@ -15,9 +15,8 @@ Raster = UInt8[ndarray, "h w"] | UInt8[ndarray, "h w 3"]
 ALL = "all"  # the class of images that have none
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entry:
-    """One image somewhere.
+class Entry(NamedTuple):
+    """One image somewhere; there may be millions.
 
     Attributes:
         name: Relative to the reference, for the fingerprint and for messages.
@@ -61,7 +60,7 @@ class Source:
                 f"change the end of {self.origin}:{chosen}"
             )
         new = {label: position for position, label in enumerate(kept)}
-        entries = tuple(replace(entry, label=new[entry.label]) for entry in self.entries if entry.label in new)
+        entries = tuple(entry._replace(label=new[entry.label]) for entry in self.entries if entry.label in new)
         classes = tuple(self.classes[label] for label in kept)
         return replace(self, classes=classes, entries=entries)
 
