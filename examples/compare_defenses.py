@@ -47,12 +47,15 @@ UPRIGHT: Mapping[str, dict[str, object]] = {  # no digit is mirrored
     name: {"flips": False} for name in ("ppa", "ppdg-mi", "if-gmi")
 }
 FACES: dict[str, dict[str, object]] = {"gmi-gan": {"flips": True}, "stylegan2": {"flips": True}}
-SETTINGS: Mapping[str, object] = {  # at its published rate, CA moves nothing in networks as small as these
+SETTINGS: Mapping[str, dict[str, object]] = {  # at its published rate, CA moves nothing in networks as small as these
     "atat": {"accept_fragility": True},
     "ca": {"lr": 0.05},
     "dp-sgd": {"secret": False},  # a table that can be made again
 }
-DIGITS: Mapping[str, object] = {"loft": {"rank": 3}, "trap-mid": {"augmentation": "shift"}}  # of five classes
+DIGITS: Mapping[str, dict[str, object]] = {  # of five classes
+    "loft": {"rank": 3},
+    "trap-mid": {"augmentation": "shift"},
+}
 VERIFIER_EPOCHS = 25  # it learns from the public pictures, however few the private ones are
 SHOWN = ("attack_acc1", "exposure", "knn_l2sq_min")
 DISTANCES = {"fid": "FID", "fid_evaluator": "FID, evaluator features"}  # of sets; which of them depends on the machine
@@ -63,6 +66,8 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
     digits = given.what == "digits"
     names = given.attacks.split(",")
     settings = {**SETTINGS, **(DIGITS if digits else {})}
+    for part in parts_of(given):
+        settings[part] = settings.get(part, {}) | said_of(part, given.set)
     methods = DefendPlan(sweep=f"method={given.method}", settings=settings)
     defend = DefendPlan(method="tldmi", sweep=given.sweep) if given.sweep else methods
     return Plan(
@@ -87,8 +92,18 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
 
 def settings_of(attack: str, digits: bool, given: Iterable[str]) -> Mapping[str, object]:
     """What differs from the profile: no mirrored digits, and what `given` says, such as `gmi.steps=150`."""
-    own = (part.removeprefix(f"{attack}.").partition("=") for part in given if part.startswith(f"{attack}."))
-    return (UPRIGHT.get(attack, {}) if digits else {}) | {key: json.loads(value) for key, _, value in own}
+    return (UPRIGHT.get(attack, {}) if digits else {}) | said_of(attack, given)
+
+
+def said_of(name: str, given: Iterable[str]) -> dict[str, object]:
+    """Of `gmi.steps=150` and the like what is said of `name`."""
+    own = (one.removeprefix(f"{name}.").partition("=") for one in given if one.startswith(f"{name}."))
+    return {key: json.loads(value) for key, _, value in own}
+
+
+def parts_of(given: argparse.Namespace) -> list[str]:
+    """The defenses that methods are made of, whose settings are free."""
+    return [] if given.sweep else sorted({part for method in given.method.split(",") for part in method.split("+")})
 
 
 def share_models(source: Path, target: Path) -> None:
@@ -217,7 +232,7 @@ def main() -> None:
     parser.add_argument("--method", default=",".join(METHODS))
     parser.add_argument("--sweep", help="freeze points of TL-DMI in place of methods, such as freeze=0%%,40%%,80%%")
     parser.add_argument("--attacks", default="gmi,ppa,if-gmi")
-    parser.add_argument("--set", action="append", default=[], help="of an attack, such as gmi.steps=150; repeatable")
+    parser.add_argument("--set", action="append", default=[], help="such as gmi.steps=150 or loft.rank=10; repeatable")
     parser.add_argument("--views", default="1,20", help="numbers of views to average gradients over; 1 is none")
     parser.add_argument("--classes", default="all")
     parser.add_argument("--seeds", type=int, default=3)
@@ -230,8 +245,9 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder to draw the tables in")
     given = parser.parse_args()
     for one in given.set:
-        if not re.fullmatch(rf"({'|'.join(map(re.escape, given.attacks.split(',')))})\.\w+=.+", one):
-            parser.error(f"expected --set ATTACK.KEY=VALUE with one of {given.attacks}, got {one!r}")
+        known = [*given.attacks.split(","), *parts_of(given)]
+        if not re.fullmatch(rf"({'|'.join(map(re.escape, known))})\.\w+=.+", one):
+            parser.error(f"expected --set NAME.KEY=VALUE with one of {', '.join(known)}, got {one!r}")
     trained: Path | None = None
     for views in map(int, given.views.split(",")):
         plan = planned(given, views)

@@ -1,3 +1,4 @@
+import argparse
 import re
 import sys
 from dataclasses import replace
@@ -83,10 +84,24 @@ def test_changes_that_leave_zero_stand_out_in_the_figure():
     assert b"stroke-width: 1.4" not in compare_defenses.changes({"one": replace(found, changes=())})
 
 
-@pytest.mark.parametrize("wrong", ["gmmi.steps=150", "ppa.steps=9", "gmi.steps", "gmi=3"])
+@pytest.mark.parametrize("wrong", ["gmmi.steps=150", "ppa.steps=9", "gmi.steps", "gmi=3", "loft.rank=3"])
 def test_a_setting_of_no_attack_is_refused(script, wrong):
     with pytest.raises(SystemExit):
-        script[0]("--attacks", "gmi", "--set", wrong)
+        script[0]("--attacks", "gmi", "--method", "bido", "--set", wrong)
+    with pytest.raises(SystemExit):
+        script[0]("--attacks", "gmi", "--sweep", "freeze=0%", "--set", "bido.kind=hsic")
+
+
+def test_a_defense_takes_its_own_settings(tmp_path):
+    said = ["gmi.steps=9", "loft.rank=2", "bido.lambda_x=0.5"]
+    given = argparse.Namespace(
+        what="digits", private="digits:0-4", public="digits:5-9", arch="built-in:cnn", method="tldmi+loft,bido,atat",
+        sweep=None, attacks="gmi", set=said, classes="all", seeds=3, epochs=None, train_batch_size=None,
+        evaluator_epochs=None, precision="32", out=tmp_path, cache_dir=None,
+    )  # fmt: skip
+    found = compare_defenses.planned(given, 1).defend.settings
+    assert found["loft"] == {"rank": 2} and found["bido"] == {"lambda_x": 0.5}
+    assert found["atat"] == {"accept_fragility": True} and "gmi" not in found
 
 
 @pytest.mark.slow
