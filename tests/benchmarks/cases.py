@@ -205,7 +205,7 @@ STYLES = World(prior="style", size=256, target="resnet18", fed=224, classes=10, 
 LITTLE_STYLES = replace(STYLES, size=64, fed=64, width=2048, images=40)
 ALONE = {"restarts": 1}
 SELECTION = {"pool": 4, "restarts": 1, "keep": 1, "views": 2, "flips": False}
-SEARCH = {"pool": 100, "restarts": 2, "keep": 2, "views": 4, "flips": False, "lr": 0.05}
+SEARCH = {"pool": 30, "restarts": 2, "keep": 2, "views": 4, "flips": False, "lr": 0.05}
 STAGES = {"restarts": 1, "pool": 4, "flips": False}
 
 
@@ -220,8 +220,8 @@ def quick() -> dict[str, Case]:
             title="GMI, VGG16-BN at 64 px",
             method=GMI,
             loop=reference.gmi,
-            timed=Size(world=SMALL, classes=30, batch=30, settings={"steps": 3, **ALONE}),
-            judged=Size(world=LITTLE, classes=10, batch=10, settings={"steps": 80, "restarts": 4}),
+            timed=Size(world=SMALL, classes=20, batch=20, settings={"steps": 3, **ALONE}),
+            judged=Size(world=LITTLE, classes=10, batch=10, settings={"steps": 80, "restarts": 2}),
             goals=(1.8, 3.4, 3.5),
             scaled=(1, 3),
         ),
@@ -229,7 +229,7 @@ def quick() -> dict[str, Case]:
             title="KEDMI, VGG16-BN at 64 px",
             method=KEDMI,
             loop=reference.kedmi,
-            timed=Size(world=SMALL, classes=30, batch=30, settings={"steps": 3, "samples": 1}),
+            timed=Size(world=SMALL, classes=20, batch=20, settings={"steps": 3, "samples": 1}),
             judged=Size(world=LITTLE, classes=10, batch=10, settings={"steps": 60, "samples": 4, "lr": 0.1}),
             goals=(1.8, 3.4, 3.5),
         ),
@@ -237,8 +237,8 @@ def quick() -> dict[str, Case]:
             title="LOMMA, VGG16-BN and three EfficientNets at 64 px",
             method=LOMMA,
             loop=reference.lomma,
-            timed=Size(world=STUDIED, classes=30, batch=30, settings={"steps": 2, **ALONE}),
-            judged=Size(world=LITTLE_STUDIED, classes=10, batch=10, settings={"steps": 50, "restarts": 3}),
+            timed=Size(world=STUDIED, classes=20, batch=20, settings={"steps": 2, **ALONE}),
+            judged=Size(world=LITTLE_STUDIED, classes=10, batch=10, settings={"steps": 50, "restarts": 2}),
             goals=(2.4, 2.6, 3.5),
         ),
         "plg-mi": Case(
@@ -247,7 +247,7 @@ def quick() -> dict[str, Case]:
             loop=reference.plg_mi,
             timed=Size(world=CONDITIONAL, classes=20, batch=20, settings={"steps": 2, "flip": 0.0, **ALONE}),
             judged=Size(
-                world=LITTLE_CONDITIONAL, classes=10, batch=10, settings={"steps": 30, "flip": 0.0, "restarts": 3}
+                world=LITTLE_CONDITIONAL, classes=10, batch=10, settings={"steps": 30, "flip": 0.0, "restarts": 2}
             ),
             goals=(2.0, 4.0, 4.0),
         ),
@@ -255,7 +255,7 @@ def quick() -> dict[str, Case]:
             title="PPA, StyleGAN2 at 256 px, ResNet-18 at 224 px",
             method=PPA,
             loop=reference_styles.ppa,
-            timed=Size(world=STYLES, classes=1, batch=4, settings={**SELECTION, "steps": 2, "restarts": 4, "keep": 1}),
+            timed=Size(world=STYLES, classes=1, batch=3, settings={**SELECTION, "steps": 2, "restarts": 3, "keep": 1}),
             judged=Size(world=LITTLE_STYLES, classes=10, batch=4, settings={**SEARCH, "steps": 12}),
             goals=(2.5, 5.0, 8.0),
         ),
@@ -263,10 +263,10 @@ def quick() -> dict[str, Case]:
             title="IF-GMI, StyleGAN2 at 256 px, ResNet-18 at 224 px",
             method=IFGMI,
             loop=reference_styles.if_gmi,
-            timed=Size(world=STYLES, classes=1, batch=4, settings={**STAGES, "steps": (2, 1), "restarts": 4}),
+            timed=Size(world=STYLES, classes=1, batch=3, settings={**STAGES, "steps": (2, 1), "restarts": 3}),
             judged=Size(
                 world=LITTLE_STYLES, classes=10, batch=4,
-                settings={**STAGES, "pool": 100, "restarts": 2, "steps": (8, 4), "lr": 0.05},
+                settings={**STAGES, "pool": 30, "restarts": 2, "steps": (8, 4), "lr": 0.05},
             ),
             goals=(2.5, 5.0, 8.0),
             whole=False,

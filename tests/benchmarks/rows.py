@@ -135,14 +135,15 @@ def _speed(
     count, forward = iterations(case.timed), _operations(case, reference, built)
     slow = statistics.median(timing.seconds["reference"])
     plain = _memory(lambda size: reference.run(size), case.timed, options.device)
+    first = next(iter(engines.values()))
+    run = Run(batch_size=first.batch)
+    with uncompared():
+        first.run(case.timed, run=run)  # passes, of which every precision has as many
+    needed = machine.useful_operations(run.work, forward)
     found = {}
     for precision, engine in engines.items():
-        run = Run(batch_size=engine.batch)
-        with uncompared():
-            engine.run(case.timed, run=run)
         top = machine.ceiling(options.device, DTYPES[used[precision]], options.now)
         top_reference = machine.ceiling(options.device, torch.float32, options.now)
-        needed = machine.useful_operations(run.work, forward)
         seconds = statistics.median(timing.seconds[precision])
         found[precision] = {
             "image_iterations_per_s": count / seconds,
@@ -187,8 +188,8 @@ def _memory(run: Callable[[Size], object], size: Size, device: str) -> float:
         with uncompared():
             return machine.peak(lambda: run(few), device)
 
-    of(2)  # for what is made once and kept
-    return (of(4) - of(2)) / 2
+    of(1)  # for what is made once and kept
+    return (of(3) - of(1)) / 2
 
 
 def _scaling(case: Case, engine: Engine, options: Options) -> dict[str, float]:
@@ -288,8 +289,9 @@ def _quality(
 
 
 def _few_of_pool(size: Size) -> Size:
-    """The same with few latents to select from: one image at a time, all of them take long."""
-    return replace(size, settings=size.settings | {"pool": 2 * size.settings["restarts"]})
+    """The same with few latents to select from, which is what takes long where there are few steps."""
+    few = {"pool": 2 * size.settings["restarts"]} if "pool" in size.settings else {}
+    return replace(size, settings=size.settings | few)
 
 
 def _first(steps: list[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tensor]:
@@ -306,7 +308,7 @@ def _first(steps: list[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tenso
 def _course(case: Case, built: Built, options: Options, run: Callable[[Size, int], Found | Reconstructions]) -> _Course:
     """Run shares of the steps, and all of them with every seed."""
     target, evaluator = (net.to(options.device).eval() for net in (built.target, built.evaluator))
-    run(case.judged.steps(0), 0)
+    run(_few_of_pool(case.judged.steps(0)), 0)
     points = []
     for share in SHARES:
         seconds, found = _timed(lambda share=share: run(case.judged.steps(share), 0), options)
