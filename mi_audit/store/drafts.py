@@ -64,7 +64,9 @@ def _removed(draft: Path) -> bool:
     try:
         if not (_lock(descriptor, wait=False) or time.time() - os.fstat(descriptor).st_mtime > ABANDONED):
             return False
-        draft.unlink()  # by a name that is never used again: when the draft has just become a file, there is none
+        if not os.fstat(descriptor).st_nlink:  # another sweep was faster, and the writer may have made it again
+            return False
+        draft.unlink()  # the one that is locked; when it has just become a file, there is none of that name
         return True
     finally:
         os.close(descriptor)

@@ -91,6 +91,19 @@ def test_a_draft_that_is_swept_before_it_is_locked_is_made_again(tmp_path: Path,
     os.close(descriptor), os.close(guard)
 
 
+def test_a_sweep_that_comes_second_leaves_what_was_made_again(tmp_path: Path, monkeypatch):
+    draft, lock = draft_of(tmp_path / "file"), drafts._lock
+    draft.touch()
+
+    def late(descriptor, *, wait=True):  # another sweep removes the opened draft, and its writer makes it again
+        draft.unlink()
+        draft.write_bytes(b"again")
+        return lock(descriptor, wait=wait)
+
+    monkeypatch.setattr(drafts, "_lock", late)
+    assert sweep_drafts([draft]) == 0 and draft.read_bytes() == b"again"
+
+
 def test_where_locks_do_not_tell_a_day_does(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(drafts, "fcntl", None)
     young, old = draft_of(tmp_path / "a"), draft_of(tmp_path / "b")
