@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mi_audit.audit.fisher import run_fisher
-from mi_audit.audit.plan import AttackPlan, DefendPlan, FisherPlan, ModelPlan, Plan
+from mi_audit.audit.plan import COMBINATIONS, AttackPlan, DefendPlan, FisherPlan, ModelPlan, Plan
 from mi_audit.audit.sweep import run_sweep
 from mi_audit.cli.console import Lines
 from mi_audit.core.fisher import FisherReport
@@ -67,7 +67,8 @@ def planned(given: argparse.Namespace, views: int) -> Plan:
     names = given.attacks.split(",")
     settings = {**SETTINGS, **(DIGITS if digits else {})}
     for part in parts_of(given):
-        settings[part] = settings.get(part, {}) | said_of(part, given.set)
+        if own := said_of(part, given.set):
+            settings[part] = settings.get(part, {}) | own
     methods = DefendPlan(sweep=f"method={given.method}", settings=settings)
     defend = DefendPlan(method="tldmi", sweep=given.sweep) if given.sweep else methods
     return Plan(
@@ -103,7 +104,8 @@ def said_of(name: str, given: Iterable[str]) -> dict[str, object]:
 
 def parts_of(given: argparse.Namespace) -> list[str]:
     """The defenses that methods are made of, whose settings are free."""
-    return [] if given.sweep else sorted({part for method in given.method.split(",") for part in method.split("+")})
+    named = [] if given.sweep else re.split(r"[,+]", given.method)
+    return sorted({part for name in named for part in COMBINATIONS.get(name, (name,))})
 
 
 def share_models(source: Path, target: Path) -> None:
