@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from mi_audit.audit.embedding import Embed, Photographs, as_embedding, photographs
 from mi_audit.audit.judge import evaluator_recipe
 from mi_audit.audit.plan import ModelPlan
 from mi_audit.audit.pretrain import labelled_public
@@ -17,7 +17,7 @@ from mi_audit.core.dataset import Dataset, Splits
 from mi_audit.core.errors import ConfigError, DataError
 from mi_audit.core.metric import Verification
 from mi_audit.core.quantity import Interval, Quantity
-from mi_audit.core.types import Features, Labels, Pixels
+from mi_audit.core.types import Labels, Pixels
 from mi_audit.core.verdict import VerifierFacts
 from mi_audit.nn.intervals import clopper_pearson
 from mi_audit.nn.verification import (
@@ -26,7 +26,6 @@ from mi_audit.nn.verification import (
     similarity_to_class,
     strangers,
     threshold_for,
-    within_class_whitening,
 )
 from mi_audit.store.files import digest
 from mi_audit.store.splits import split
@@ -36,8 +35,6 @@ from mi_audit.train.recipe import Recipe
 
 VERSION = 1  # raised when the same settings would train another verifier
 SEED = 54321
-BATCH = 256
-PICTURES = 5000  # most public pictures that the embedding is whitened with
 TRIALS = 2000  # most impostor trials, and most genuine ones
 FALSE_ACCEPTANCE = 0.01
 WEAK = 0.80  # lowest bound on the sensitivity that can carry a PASS
@@ -60,14 +57,6 @@ class Verifier:
     facts: VerifierFacts | None
     verification: Verification | None
     missing: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Photographs:
-    """Private pictures as the verifier remembers them."""
-
-    labels: Labels
-    features: Features
 
 
 def load_verifier(scene: Scene, others: tuple[LoadedModel, ...], attacked: tuple[int, ...]) -> Verifier:
@@ -123,7 +112,7 @@ def calibrated(scene: Scene, model: LoadedModel, trained_on: str, attacked: tupl
     """
     train, test = scene.splits.train, scene.splits.test
     embed, generator = as_embedding(scene, model), torch.Generator().manual_seed(SEED)
-    held_out = photographs(embed, test, torch.isin(test.labels, torch.tensor(attacked)).nonzero().squeeze(1))
+    (held_out,) = photographs(embed, test, torch.isin(test.labels, torch.tensor(attacked)).nonzero().squeeze(1))
     classes = held_out.labels.unique()
     if len(classes) < len(attacked):
         scene.warn(
@@ -137,19 +126,18 @@ def calibrated(scene: Scene, model: LoadedModel, trained_on: str, attacked: tupl
     claims, possible = strangers(train.labels[order], classes, generator)
     if not bool(possible.any()):
         return Verifier(None, None, "there are no strangers to calibrate it with; add images of other classes")
-    impostors = Photographs(claims[possible][:TRIALS], embed(train.pixels[order[possible][:TRIALS]]))
-    genuine = photographs(embed, train, own[:TRIALS])
+    as_many = first_of_class(train.labels[own], held_out.labels.bincount(minlength=len(train.classes)))
+    impostors, genuine, known = photographs(embed, train, order[possible][:TRIALS], own[:TRIALS], own[as_many])
     false, true = (
-        similarity_to_class(tried.features, tried.labels, held_out.features, held_out.labels)
-        for tried in (impostors, genuine)
+        similarity_to_class(tried.features, claimed, held_out.features, held_out.labels)
+        for tried, claimed in ((impostors, claims[possible][:TRIALS]), (genuine, genuine.labels))
     )
     threshold = threshold_for(false, FALSE_ACCEPTANCE)
-    as_many = first_of_class(train.labels[own], held_out.labels.bincount(minlength=len(train.classes)))
     verification = Verification(
         name=f"{model.arch}-{model.sha256[:8]}",
         classes=classes,
         held_out=_matching(embed, held_out, threshold),
-        train=_matching(embed, photographs(embed, train, own[as_many]), threshold),
+        train=_matching(embed, known, threshold),
     )
     far = _rate(int((false > threshold).sum()), len(false), "impostor trials")
     sensitivity = _rate(int((true > threshold).sum()), len(true), "genuine trials")
@@ -182,32 +170,6 @@ def weakness(far: Quantity, sensitivity: Quantity) -> str:
     if sensitivity.interval.low < WEAK:
         problems.append(f"too weak to certify privacy ({WEAK:.0%} is needed): it misses leaks that people would see")
     return "; ".join([sentence, *problems])
-
-
-def as_embedding(scene: Scene, model: LoadedModel) -> Callable[[Pixels], Features]:
-    """Unit vectors of 8-bit pictures: the input of the last layer, whitened on labelled public data where there are."""
-    model.classifier.to(scene.device)
-    target = model.target()
-
-    @torch.no_grad()
-    def features(pixels: Tensor) -> Tensor:
-        parts = [target.features(part.to(scene.device).float() / 255).float().cpu() for part in pixels.split(BATCH)]
-        return torch.cat(parts)
-
-    try:
-        public = labelled_public(scene.public)
-    except ConfigError:
-        return lambda pixels: F.normalize(features(pixels), dim=1)
-    rows = torch.randperm(len(public), generator=torch.Generator().manual_seed(SEED))[:PICTURES]
-    mean, matrix = within_class_whitening(features(public.pixels[rows]), public.labels[rows])
-    return lambda pixels: F.normalize((features(pixels) - mean) @ matrix, dim=1)
-
-
-def photographs(embed: Callable[[Pixels], Features], data: Dataset, rows: Tensor) -> Photographs:
-    """The given rows of `data`."""
-    if not len(rows):
-        return Photographs(data.labels[rows], torch.zeros(0, 1))
-    return Photographs(data.labels[rows], embed(data.pixels[rows]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,9 +239,7 @@ def _model(scene: Scene, others: tuple[LoadedModel, ...]) -> tuple[LoadedModel, 
     return model, f"{len(data)} images of {len(data.classes)} classes of {scene.public.name}, which are public"
 
 
-def _matching(
-    embed: Callable[[Pixels], Features], known: Photographs, threshold: float
-) -> Callable[[Pixels, Labels], Tensor]:
+def _matching(embed: Embed, known: Photographs, threshold: float) -> Callable[[Pixels, Labels], Tensor]:
     def matches(pixels: Tensor, labels: Tensor) -> Tensor:
         return similarity_to_class(embed(pixels), labels, known.features, known.labels) > threshold
 

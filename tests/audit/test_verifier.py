@@ -80,8 +80,9 @@ def test_calibration_is_repeatable_and_knows_only_attacked_classes(scene, verifi
 
 
 def verifier_file(scene: Scene) -> str:
-    folder = scene.cache.folder("verifiers", "x").parent
-    return str(next(folder.glob("*/verifier.safetensors")))
+    lesson = verifier_lesson(scene, (scene.model,))
+    assert lesson is not None
+    return str(verifiers.verifier_file(scene, lesson))
 
 
 def test_a_second_audit_takes_the_verifier_from_the_cache(scene, verifier, monkeypatch):
