@@ -206,7 +206,7 @@ class FrozenColour(nn.Module):
     def forward(self, maps: Maps, w: Style) -> Maps:
         """Colours in the precision of the weights."""
         matrices = (self.weight * self.style(w)[:, None]).to(maps.dtype)  # b colours channels
-        colours = (matrices @ maps.flatten(2)).to(self.bias.dtype) + self.bias
+        colours = (maps.flatten(2).mT @ matrices.mT).mT.to(self.bias.dtype) + self.bias  # so the maps stay as they lie
         colours = colours.unflatten(2, maps.shape[2:])
         return colours if self.bound == math.inf else colours.clamp(-self.bound, self.bound)
 

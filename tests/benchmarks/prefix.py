@@ -19,7 +19,7 @@ SPECS = {"prefix-1": "stage:1", "prefix-3": "stage:3", "prefix-probe": "linear-p
 
 
 def train(spec: str, cached: bool) -> torch.Tensor:
-    """Train a small ResNet-18 whose first layers are frozen on 128 images of 64 pixels, 32 of them to choose the epoch.
+    """Train a small ResNet-18 whose first layers are frozen on 64 images of 64 pixels, 32 of them to choose the epoch.
 
     Args:
         spec: What is frozen.
@@ -28,7 +28,7 @@ def train(spec: str, cached: bool) -> torch.Tensor:
     Returns:
         The weights of the last layer.
     """
-    data = dataset(per_class=32, size=64)
+    data = dataset(per_class=16, size=64)
     net = new_model(
         "built-in:resnet18-small", num_classes=4, channels=3, size=64, mean=(0.5,), std=(0.5,), seed=0
     ).classifier

@@ -234,7 +234,7 @@ def _compared(case: Case, options: Options) -> dict[Precision, Row]:
     wanted = quality.SHARE * plain.points[-1][1]
     slow = quality.time_to_quality(plain.points, wanted)
     work, stop = counted(beside.networks)
-    once = _few_of_pool(near.steps(0)) if "pool" in near.settings else near.distinct().steps(0)
+    once = _one_batch(near.steps(0)) if "pool" in near.settings else near.distinct().steps(0)
     found = beside.run(once)
     stop()
     result = {}
@@ -288,10 +288,10 @@ def _quality(
     )
 
 
-def _few_of_pool(size: Size) -> Size:
-    """The same with few latents to select from, which is what takes long where there are few steps."""
+def _one_batch(size: Size) -> Size:
+    """The same with classes for one batch of the plain loop, and few latents to select from."""
     few = {"pool": 2 * size.settings["restarts"]} if "pool" in size.settings else {}
-    return replace(size, settings=size.settings | few)
+    return replace(size, classes=min(size.classes, size.batch), settings=size.settings | few)
 
 
 def _first(steps: list[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tensor]:
@@ -308,7 +308,7 @@ def _first(steps: list[tuple[Tensor, Tensor]], rows: int) -> tuple[Tensor, Tenso
 def _course(case: Case, built: Built, options: Options, run: Callable[[Size, int], Found | Reconstructions]) -> _Course:
     """Run shares of the steps, and all of them with every seed."""
     target, evaluator = (net.to(options.device).eval() for net in (built.target, built.evaluator))
-    run(_few_of_pool(case.judged.steps(0)), 0)
+    run(_one_batch(case.judged.steps(0)), 0)
     points = []
     for share in SHARES:
         seconds, found = _timed(lambda share=share: run(case.judged.steps(share), 0), options)
