@@ -1,4 +1,4 @@
-"""A convolution of StyleGAN2 with all that follows it, as one operation whose backward pass is written by hand.
+"""A convolution of StyleGAN2 with all that follows it, and its colours, with backward passes written by hand.
 
 Autograd would keep the maps before and after each of scale, convolution, low-pass filter, demodulation, noise, bias,
 leaky ReLU and clamp, and go over them again one operation at a time. This one keeps what goes in and what comes out.
@@ -95,6 +95,31 @@ class _Styled(torch.autograd.Function):
         of_style = (slope * maps).sum(dim=(2, 3))
         of_maps = slope.mul_(_spread(style)) if ctx.needs_input_grad[0] else None
         return of_maps, of_style, of_gain, None, None, None, None, None
+
+
+def coloured(maps: Maps, matrices: Float[Tensor, "b colours channels"]) -> Float[Tensor, "b colours height width"]:
+    """A product of every pixel with the matrix of its image; differentiable once in both."""
+    return _Coloured.apply(maps, matrices)
+
+
+class _Coloured(torch.autograd.Function):
+    """Products with the few colours in their rows: autograd has them in the columns, which libraries are slow at.
+
+    Pixels stay where they are, channels last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, matrices: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(maps, matrices)
+        return (maps.flatten(2).mT @ matrices.mT).mT.unflatten(2, maps.shape[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor]:  # noqa: ANN401
+        maps, matrices = ctx.saved_tensors
+        flat = slope.flatten(2)
+        of_maps = (flat.mT @ matrices).mT.unflatten(2, maps.shape[2:]) if ctx.needs_input_grad[0] else None
+        return of_maps, flat @ maps.flatten(2).mT
 
 
 def _spread(numbers: PerChannel) -> Float[Tensor, "b channels 1 1"]:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mi_audit.core.prior import Painting
 from mi_audit.nn.compiled import as_is, compiled
-from mi_audit.nn.epilogue import styled
+from mi_audit.nn.epilogue import coloured, styled
 from mi_audit.nn.stylegan2 import TAPS, Block, Colour, Generator, Layered, Maps, ScaledLinear, Style, StyledConv
 from mi_audit.nn.unchanged import Unchanged
 
@@ -200,14 +200,13 @@ class FrozenColour(nn.Module):
         self.weight: Tensor
         self.bias: Tensor
         self.register_buffer("weight", layer.weight.detach().flatten(1), persistent=False)
-        self.register_buffer("bias", layer.bias.detach()[:, None].clone(), persistent=False)
+        self.register_buffer("bias", layer.bias.detach()[:, None, None].clone(), persistent=False)
         self.style, self.bound = _Affine(layer.style, 1 / math.sqrt(layer.weight.shape[1])), bound
 
     def forward(self, maps: Maps, w: Style) -> Maps:
         """Colours in the precision of the weights."""
         matrices = (self.weight * self.style(w)[:, None]).to(maps.dtype)  # b colours channels
-        colours = (maps.flatten(2).mT @ matrices.mT).mT.to(self.bias.dtype) + self.bias  # so the maps stay as they lie
-        colours = colours.unflatten(2, maps.shape[2:])
+        colours = coloured(maps, matrices).to(self.bias.dtype) + self.bias
         return colours if self.bound == math.inf else colours.clamp(-self.bound, self.bound)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mi_audit.nn.epilogue import styled
+from mi_audit.nn.epilogue import coloured, styled
 
 
 def numbers(*shape, seed):
@@ -88,3 +88,18 @@ def test_a_second_derivative_is_refused():
     (slope,) = torch.autograd.grad(made.square().sum(), maps, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_colours_are_a_product_of_every_pixel_with_the_matrix_of_its_image(memory):
+    moved = numbers(2, 5, 3, 4, seed=0).to(memory_format=memory), numbers(2, 3, 5, seed=1)
+    made = slopes(coloured, moved, ())
+    expected = slopes(lambda maps, matrices: torch.einsum("bchw,bkc->bkhw", maps, matrices), moved, ())
+    for ours, theirs in zip(made, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+    assert torch.autograd.gradcheck(coloured, tuple(one.clone().requires_grad_() for one in moved))
+
+
+def test_the_slopes_of_colours_lie_as_the_maps_of_the_loop_do():
+    moved = numbers(2, 5, 8, 8, seed=0).to(memory_format=torch.channels_last), numbers(2, 3, 5, seed=1)
+    assert slopes(coloured, moved, ())[1].is_contiguous(memory_format=torch.channels_last)
