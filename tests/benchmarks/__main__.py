@@ -13,7 +13,8 @@ import torch
 
 from mi_audit.nn.precision import has_native_bf16
 from tests.benchmarks import cases, operators, paired, prefix, table
-from tests.benchmarks.rows import Options, rows_of
+from tests.benchmarks.options import Options
+from tests.benchmarks.rows import rows_of
 
 
 def main(arguments: list[str]) -> int:

@@ -195,8 +195,8 @@ def iterations(size: Size) -> int:
     return images * (sum(steps) if isinstance(steps, tuple) else steps)
 
 
-SMALL = World(prior="gan", size=64, target="vgg16-bn-small", fed=64, classes=10, images=40)
-CONDITIONAL = replace(SMALL, prior="conditional")
+SMALL = World(prior="gan", size=64, target="vgg16-bn-small", fed=64, classes=10, images=80)
+CONDITIONAL = replace(SMALL, prior="conditional", images=40)
 STUDIED = replace(SMALL, students=PUBLISHED)
 LITTLE = World(prior="gan", size=32, target="cnn", fed=32, classes=10, images=100, epochs=3)
 LITTLE_CONDITIONAL = replace(LITTLE, prior="conditional", images=60)

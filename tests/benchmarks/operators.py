@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.cases import Case, Engine, Reference
 from tests.benchmarks.machine import silenced
+from tests.benchmarks.options import Options
 from tests.benchmarks.paired import finish
-from tests.benchmarks.rows import Options
 from tests.benchmarks.steady import every_step_mixed
 from tests.benchmarks.worlds import build_world
 
