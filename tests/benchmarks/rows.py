@@ -155,7 +155,7 @@ def _memory(run: Callable[[Size], object], size: Size, device: str) -> float:
             return machine.peak(lambda: run(few), device)
 
     of(1)  # for what is made once and kept
-    return of(2) - of(1)
+    return (of(3) - of(1)) / 2
 
 
 def _scaling(case: Case, engine: Engine, options: Options) -> dict[str, float]:
