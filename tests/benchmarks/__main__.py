@@ -59,7 +59,9 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less than ten minutes on two idle cores, and less when run again")
+    parser.add_argument(
+        "--quick", action="store_true", help="less than ten minutes on two idle cores, and less when run again"
+    )
     parser.add_argument("--case", action="append", help="only this case; may be repeated")
     parser.add_argument("--profile", metavar="CASE", help="print the operators of one call of each side, time nothing")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="with --profile: Chrome traces, one file per side")
