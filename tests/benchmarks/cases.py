@@ -195,11 +195,11 @@ def iterations(size: Size) -> int:
     return images * (sum(steps) if isinstance(steps, tuple) else steps)
 
 
-SMALL = World(prior="gan", size=64, target="vgg16-bn-small", fed=64, classes=10, images=80)
+SMALL = World(prior="gan", size=64, target="vgg16-bn-small", fed=64, classes=10, images=80, judged=False)
 CONDITIONAL = replace(SMALL, prior="conditional", images=40)
 STUDIED = replace(SMALL, students=PUBLISHED)
-LITTLE = World(prior="gan", size=32, target="cnn", fed=32, classes=10, images=100, epochs=3)
-LITTLE_CONDITIONAL = replace(LITTLE, prior="conditional", images=60)
+LITTLE = World(prior="gan", size=32, target="cnn", fed=32, classes=10, images=60, epochs=3)
+LITTLE_CONDITIONAL = replace(LITTLE, prior="conditional")
 LITTLE_STUDIED = replace(LITTLE, students=("built-in:cnn",) * 3)
 STYLES = World(prior="style", size=256, target="resnet18", fed=224, classes=10, images=0)
 LITTLE_STYLES = replace(STYLES, size=64, fed=64, width=2048, images=40)

@@ -50,6 +50,7 @@ class World:
         images: To learn from, per class; 0 leaves the target as it was drawn, with calibrated batch norms.
         epochs: Over these images.
         students: Networks distilled from the target.
+        judged: Whether an evaluator learns, too.
     """
 
     prior: Literal["gan", "conditional", "style"]
@@ -61,6 +62,7 @@ class World:
     images: int
     epochs: int = 2
     students: tuple[str, ...] = ()
+    judged: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +229,8 @@ def _train(world: World, generator: nn.Module, width: int, parts: nn.ModuleDict,
         return {"features": _features(parts["target"], images), "accuracy": None}
     data = _data(world, generator, width, key)
     _fit(parts["target"], data, world.epochs, lr=0.01)
-    _fit(parts["evaluator"], data, 5 * world.epochs, lr=0.05)
+    if world.judged:
+        _fit(parts["evaluator"], data, 5 * world.epochs, lr=0.05)
     held = torch.arange(world.classes).repeat(8)
     images = _private(world, generator, width, held, "test")
     with torch.no_grad():
