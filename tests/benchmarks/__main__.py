@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="less than ten minutes on two idle cores, and less when run again"
+        "--quick", action="store_true", help="eight to ten minutes on two idle cores, less when run again"
     )
     parser.add_argument("--case", action="append", help="only this case; may be repeated")
     parser.add_argument("--profile", metavar="CASE", help="print the operators of one call of each side, time nothing")
