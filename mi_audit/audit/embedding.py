@@ -27,14 +27,23 @@ Embed = Callable[[Pixels], Features]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Photographs:
-    """Private pictures as the verifier remembers them."""
+    """Private pictures as the verifier remembers them.
+
+    Attributes:
+        labels: Of `n` pictures.
+        features: Their unit vectors, `n` by the width of the verifier's last layer.
+    """
 
     labels: Labels
     features: Features
 
 
 def as_embedding(scene: Scene, model: LoadedModel) -> Embed:
-    """Unit vectors of 8-bit pictures: the input of the last layer, whitened on labelled public data where there are."""
+    """Unit vectors of 8-bit pictures: the input of the last layer, whitened on labelled public data where there are.
+
+    Raises:
+        TargetError: A whitening in the cache is damaged.
+    """
     model.classifier.to(scene.device)
     target = model.target()
 

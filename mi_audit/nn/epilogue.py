@@ -98,7 +98,7 @@ class _Styled(torch.autograd.Function):
 
 
 def coloured(maps: Maps, matrices: Float[Tensor, "b colours channels"]) -> Float[Tensor, "b colours height width"]:
-    """A product of every pixel with the matrix of its image; differentiable once in both."""
+    """A product of every pixel with the matrix of its image, `matrices @ pixel`; differentiable once in both."""
     return _Coloured.apply(maps, matrices)
 
 

@@ -36,6 +36,7 @@ class _Course:
 def compared(case: Case, options: Options) -> dict[Precision, Row]:
     """The quality line of every precision, and the time to a share of the reference's final rate."""
     built = build_world(case.judged.world, options.cache, options.say)
+    assert built.world.judged, "rates need an evaluator that learned"
     reference = Reference(case, built, options.device)
     near = case.timed if case.timed.world.images else case.judged  # first steps are compared on trained networks
     first = build_world(near.world, options.cache, options.say)
